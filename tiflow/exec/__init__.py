@@ -1,0 +1,4 @@
+"""The executor: an agent that keeps a session with the leader, a guardian that forks and kills, and workers.
+
+Importing this package must stay free of gRPC: the guardian and the workers are processes without threads.
+"""
