@@ -50,7 +50,7 @@ Config = Mapping[str, Any]  #: as in a TOML file: keys, or tables of keys
 
 def eventually(
     fn: Callable[[], T],
-    within_s: float = 10.0,
+    within_s: float = 20.0,
     every_s: float = 0.05,
     retry: tuple[type[Exception], ...] = (AssertionError,),
 ) -> T:

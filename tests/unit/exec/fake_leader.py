@@ -133,7 +133,7 @@ class FakeLeader(SessionsServicer):
     def revoke(self, *placements: int) -> None:
         self.send(revoke=pb.Revoke(term=self.term, placements=placements))
 
-    async def until(self, condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
         """Wait until something that an executor sent makes the condition true."""
         try:
             async with asyncio.timeout(timeout_s), self._changed:
@@ -178,7 +178,7 @@ def command(placement: int, *argv: str, stop: int = 1, env: Any = None, **fields
     return pb.Assignment(placement=placement, stop=stop, command=pb.Command(argv=argv, env=env or {}), **fields)
 
 
-async def eventually(condition: Callable[[], Any], timeout_s: float = 5.0) -> float:
+async def eventually(condition: Callable[[], Any], timeout_s: float = 30.0) -> float:
     """Wait for something outside; returns how long it took, in seconds."""
     started = time.monotonic()
     while not condition():
