@@ -22,6 +22,7 @@ TESTS = tuple(
         "schedules",
         "projects",
         "pools",
+        "specs",
         "plan",
         "candidates",
         "machine",
@@ -68,6 +69,14 @@ MUTANTS: tuple[tuple[str, str, str], ...] = (
     ("projects.py", "if live and command.name != DEFAULT_PROJECT:", "if False:"),
     ("jobs.py", "    check_quotas(state, spec)\n", ""),
     ("state.py", "jobs=_lives(job) - _lives(old)", "jobs=not old"),
+    # all specs together
+    ("jobs.py", '    check_specs(state, f"job {spec.id}", spec_bytes)\n', ""),
+    ("pools.py", "    check_specs(state,", "    (lambda *_: None)(state,"),
+    ("pools.py", "bytes_ - dropped_bytes)", "bytes_)"),
+    ("schedules.py", "    check_specs(state,", "    (lambda *_: None)(state,"),
+    ("jobs.py", "if state.format >= SPECS_FORMAT and", "if"),
+    ("state.py", "self.spec_bytes -= self.spec_sizes.pop(job.uid) + self.jobs[job.id].added_bytes", "pass"),
+    ("state.py", "            self.spec_bytes += job.added_bytes - old.added_bytes", "            pass"),
     # schedules
     ("schedules.py", "schedule.uid != command.uid or", ""),
     ("schedules.py", "schedule.paused or not schedule.next_at_ms", "not schedule.next_at_ms"),
