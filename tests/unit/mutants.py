@@ -16,6 +16,8 @@ TESTS = tuple(
     f"tests/unit/sched/test_{name}.py"
     for name in (
         "stories",
+        "state",
+        "executors",
         "life_cycle",
         "framework",
         "dependencies",
@@ -144,7 +146,9 @@ MUTANTS: tuple[tuple[str, str, str], ...] = (
     ("tasks.py", "        yield chunk + 1, high", "        yield chunk, high"),
     ("tasks.py", "succeeded=ended.succeeded | mask)", "succeeded=mask)"),
     ("tasks.py", "failed=ended.failed | mask)", "failed=mask)"),
-    ("tasks.py", "error[:ERROR_CHARS_MAX]", "error"),
+    ("tasks.py", "else ERROR_CHARS_MAX]", "else None]"),
+    ("tasks.py", "ERROR_CHARS_LATER if many else ERROR_CHARS_MAX", "ERROR_CHARS_MAX"),
+    ("tasks.py", "and draft.state.format >= ERRORS_FORMAT", ""),
     ("tasks.py", "draft.touched[placement.uid] = None", "pass"),
     # losses and backoff
     ("tasks.py", "1 if healthy else placement.losses + 1", "1"),
