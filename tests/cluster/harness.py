@@ -31,6 +31,7 @@ import grpc
 
 import tiflow
 from tests.cluster.network import Network
+from tests.leftovers import remove_cgroup
 from tiflow.rpc import certificates
 from tiflow.rpc import tiflow_pb2 as pb
 from tiflow.rpc import tiflow_pb2_grpc as rpc
@@ -538,6 +539,8 @@ class Cluster:
         for pid in self._left_behind():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for name in self.executors:
+            remove_cgroup(self.data_dir(name))
         Cluster.living.discard(self)
 
 
