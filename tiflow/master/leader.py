@@ -9,14 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 
 import structlog
 
-from tiflow.errors import (
-    FailedPrecondition,
-    NoSpace,
-    OutcomeUnknown,
-    Rejected,
-    TiflowError,
-    Unavailable,
-)
+from tiflow.errors import FailedPrecondition, NoSpace, OutcomeUnknown, Rejected, TiflowError, Unavailable
 from tiflow.jobs.framework.port import CANCELED, DRAINED, PAUSED
 from tiflow.master.archive import Archive
 from tiflow.master.clients import Clients

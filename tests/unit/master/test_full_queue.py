@@ -202,3 +202,20 @@ async def test_what_is_too_large_for_the_log_is_dropped_and_said_once(monkeypatc
 
     assert not stage.session.closed
     await stage.end()
+
+
+async def test_clients_are_told_to_try_again_when_what_waits_is_large(monkeypatch: pytest.MonkeyPatch):
+    stage = await Stage().begin(1)
+    stage.raft.open.clear()
+    monkeypatch.setattr(module, "_ENTRY_ROOM", 40)  # two commands
+    clients = ask(stage, range(10))
+    await stage.until(lambda: stage.raft.waiting == 4)
+    monkeypatch.setattr(module, "QUEUE_BYTES_MAX", stage.proposer._queue_bytes)
+
+    with pytest.raises(Unavailable, match=r"wait to be logged; try again"):
+        await ask(stage, range(10, 11))[0]
+
+    stage.raft.open.set()
+    assert len(await asyncio.gather(*clients)) == 10
+    assert stage.proposer._queue_bytes == 0
+    await stage.end()
