@@ -37,6 +37,7 @@ from tiflow.values import (
 __all__ = [
     "BackoffConfig",
     "ExecutorConfig",
+    "LimitsConfig",
     "LogConfig",
     "MasterConfig",
     "MetadataConfig",
@@ -190,6 +191,14 @@ class RetentionConfig(Struct, frozen=True, kw_only=True, rename="kebab", forbid_
         return parse_bytes(self.disk_reserve, "retention.disk-reserve", 0, 1 << 40)
 
 
+class LimitsConfig(Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    """How attempts are held to their limits."""
+
+    #: of attempts, one for each: auto (below the executor's own, if it may), off (limits of single processes), or the
+    #: path of a cgroup of version 2 that is this executor's to divide
+    cgroup: str = "auto"
+
+
 #: what tasks have of the executor's environment: names, or patterns as of files
 PASS_ENV = (
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHON*",
@@ -213,6 +222,7 @@ class ExecutorConfig(Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
     env: dict[str, str] = {}  #: variables that tasks get beside these
     job_types: dict[str, str] = {}  #: job types beside the installed ones: name = "module:Class"
     worker: WorkerConfig = WorkerConfig()
+    limits: LimitsConfig = LimitsConfig()
     retention: RetentionConfig = RetentionConfig()
     results: ResultsConfig = ResultsConfig()
     security: SecurityConfig = SecurityConfig()
@@ -335,6 +345,11 @@ def _check_tasks(config: ExecutorConfig, where: Where) -> None:
             )
     if worker.tasks_max < 0:
         raise InvalidArgument(f"{where('worker.tasks-max')} = {worker.tasks_max}: must be 0 (never) or more")
+    if config.limits.cgroup not in ("auto", "off") and not config.limits.cgroup.startswith("/"):
+        raise InvalidArgument(
+            f'{where("limits.cgroup")} = {show(config.limits.cgroup)}: must be "auto", "off", or the path of a '
+            'cgroup, as "/sys/fs/cgroup/tiflow"'
+        )
     for name, entry in config.job_types.items():
         if not re.fullmatch(ID_CHARS, name) or len(name) > TYPE_CHARS_MAX:
             raise InvalidArgument(

@@ -29,6 +29,7 @@ import grpc
 
 import tiflow
 from tests.cluster.network import Network
+from tests.leftovers import remove_cgroup
 from tests.ports import free_port, free_ports
 from tiflow.rpc import certificates
 from tiflow.rpc import tiflow_pb2 as pb
@@ -537,6 +538,8 @@ class Cluster:
         for pid in self._left_behind():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for name in self.executors:
+            remove_cgroup(self.data_dir(name))
         Cluster.living.discard(self)
 
 

@@ -85,7 +85,9 @@ def test_an_old_log_leads_to_the_state_that_it_led_to(log: Path) -> None:
 
 
 def test_there_is_a_log_of_each_format_that_was_released_and_of_the_one_in_development() -> None:
-    assert [path.name for path in sorted(HERE.glob("*.log"))] == ["sched-format-1.log", f"sched-format-{FORMAT}.log"]
+    assert [path.name for path in sorted(HERE.glob("*.log"))] == [
+        f"sched-format-{format}.log" for format in (1, 3, FORMAT)
+    ]
 
 
 def entries(data: bytes) -> Iterator[bytes]:

@@ -16,12 +16,15 @@ TESTS = tuple(
     f"tests/unit/sched/test_{name}.py"
     for name in (
         "stories",
+        "state",
+        "executors",
         "life_cycle",
         "framework",
         "dependencies",
         "schedules",
         "projects",
         "pools",
+        "specs",
         "plan",
         "candidates",
         "machine",
@@ -68,6 +71,14 @@ MUTANTS: tuple[tuple[str, str, str], ...] = (
     ("projects.py", "if live and command.name != DEFAULT_PROJECT:", "if False:"),
     ("jobs.py", "    check_quotas(state, spec)\n", ""),
     ("state.py", "jobs=_lives(job) - _lives(old)", "jobs=not old"),
+    # all specs together
+    ("jobs.py", '    check_specs(state, f"job {spec.id}", spec_bytes)\n', ""),
+    ("pools.py", "    check_specs(state,", "    (lambda *_: None)(state,"),
+    ("pools.py", "bytes_ - dropped_bytes)", "bytes_)"),
+    ("schedules.py", "    check_specs(state,", "    (lambda *_: None)(state,"),
+    ("jobs.py", "if state.format >= SPECS_FORMAT and", "if"),
+    ("state.py", "self.spec_bytes -= self.spec_sizes.pop(job.uid) + self.jobs[job.id].added_bytes", "pass"),
+    ("state.py", "            self.spec_bytes += job.added_bytes - old.added_bytes", "            pass"),
     # schedules
     ("schedules.py", "schedule.uid != command.uid or", ""),
     ("schedules.py", "schedule.paused or not schedule.next_at_ms", "not schedule.next_at_ms"),
@@ -135,7 +146,9 @@ MUTANTS: tuple[tuple[str, str, str], ...] = (
     ("tasks.py", "        yield chunk + 1, high", "        yield chunk, high"),
     ("tasks.py", "succeeded=ended.succeeded | mask)", "succeeded=mask)"),
     ("tasks.py", "failed=ended.failed | mask)", "failed=mask)"),
-    ("tasks.py", "error[:ERROR_CHARS_MAX]", "error"),
+    ("tasks.py", "else ERROR_CHARS_MAX]", "else None]"),
+    ("tasks.py", "ERROR_CHARS_LATER if many else ERROR_CHARS_MAX", "ERROR_CHARS_MAX"),
+    ("tasks.py", "and draft.state.format >= ERRORS_FORMAT", ""),
     ("tasks.py", "draft.touched[placement.uid] = None", "pass"),
     # losses and backoff
     ("tasks.py", "1 if healthy else placement.losses + 1", "1"),

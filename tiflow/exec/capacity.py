@@ -53,6 +53,11 @@ def oom_kills(root: str | Path = "/") -> int:
     return 0
 
 
+def own_cgroup(root: str | Path = "/") -> Path | None:
+    """The directory of the cgroup of version 2 that this process is in, if there are such."""
+    return next(_cgroups(Path(root), ""), None)
+
+
 def _cpu_quota_milli(directory: Path) -> int | None:
     quota, _, period = _text(directory / "cpu.max").partition(" ")  # version 2
     if not quota:
@@ -71,7 +76,7 @@ def _memory_total(root: Path) -> int:
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:
     """The directories of the cgroups that this process is in, those above them too: of version 2, and of the
-    controller in version 1."""
+    controller, if one is named, in version 1."""
     paths = {}
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -81,7 +86,9 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
         fields, _, filesystem = line.partition(" - ")
         kind, _, options = filesystem.split(" ", 2)
         wanted = "" if kind == "cgroup2" else controller
-        if kind not in ("cgroup", "cgroup2") or (wanted and wanted not in options.split(",")) or wanted not in paths:
+        if kind not in ("cgroup", "cgroup2") or (kind == "cgroup" and not wanted):
+            continue
+        if (wanted and wanted not in options.split(",")) or wanted not in paths:
             continue
         path = paths[wanted]
         shown, mount = fields.split(" ")[3:5]

@@ -5,13 +5,14 @@ thread and the standard library, which holds the lease's deadline. It starts not
 every descendant when the deadline passes or when the agent is gone. It never moves the deadline by itself. When the
 agent is gone and every child is dead, it becomes the reporter, which tells the leader so.
 
-    agent → guardian   lease, worker, command, signal, kill_all, farewell, read (all that a worker has left)
+    agent → guardian   lease, worker, command, signal, kill_all, farewell, read (all that a child has left is known)
     guardian → agent   exit (of a child), error (it could not be started), clean (no child is left),
                        alive (answers each lease)
 """
 
 import errno
 import gc
+import json
 import os
 import resource
 import select
@@ -19,27 +20,33 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from contextlib import suppress
 from functools import partial
 
-from tiflow.exec import frames, procs
+from tiflow.exec import cgroups, frames, procs
+from tiflow.exec.cgroups import Cgroups
 from tiflow.exec.frames import Message
 from tiflow.exec.procs import MEMBER_FD_VARIABLE, TOKEN_VARIABLE
 
 
 class Guardian:
-    def __init__(self, agent: socket.socket) -> None:
+    def __init__(self, agent: socket.socket, cgroups: Cgroups | None = None) -> None:
         self._agent = agent
+        self._cgroups = cgroups
         self._usual_files, _ = procs.raise_open_files()  # it has one of each worker
         self._reader = frames.Reader(agent)
         self._unsent = bytearray()
+        self._told_of_cgroups = False
         self._farewell = ""  #: what is to be reported when the agent is gone; empty: nothing
         self._until_ns = 0
         self._timer = procs.BootTimer()
         self._tokens: dict[int, str] = {}  #: pid of each child that was started and not yet reaped
         self._pids: dict[str, int] = {}
         self._memories: dict[str, int] = {}  #: of each worker, what it shares with the agent
+        self._started: dict[str, tuple[int, int, float]] = {}  #: commands: placement, index, since when
+        self._ended: dict[str, Message] = {}  #: commands whose end the agent may not know
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> str:
@@ -53,20 +60,30 @@ class Guardian:
             if procs.boot_ns() >= self._until_ns:
                 self._lapse()
             self._reap()
+            if self._cgroups is not None:
+                self._cgroups.sweep()
             self._flush()
+        if self._cgroups is not None:
+            self._cgroups.kill_all()
         procs.kill_children()
+        if self._cgroups is not None:
+            self._cgroups.close()
         return self._farewell
 
     def memories(self) -> list[int]:
         """Descriptors of what the workers shared with the agent, which may not have read all of it."""
         return list(self._memories.values())
 
+    def ended(self) -> list[Message]:
+        """The commands that had ended by themselves, which the agent may not know."""
+        return list(self._ended.values())
+
     def _wait(self) -> None:
         poll = select.poll()
         poll.register(self._agent, select.POLLIN | (select.POLLOUT if self._unsent else 0))
         poll.register(self._wake_r, select.POLLIN)
         poll.register(self._timer.fileno(), select.POLLIN)
-        poll.poll()
+        poll.poll(SWEEP_MS if self._cgroups is not None and self._cgroups.left else None)
         with suppress(BlockingIOError):
             os.read(self._wake_r, 4096)
 
@@ -87,12 +104,15 @@ class Guardian:
             case "signal":
                 pid = self._pids.get(message["token"])
                 if pid is not None:
+                    self._started.pop(message["token"], None)  # what its end means, only the agent knows
                     procs.kill_group(pid, message["signal"])
             case "kill_all":
                 self._kill_all(lease=False)
+                self._ended.clear()
                 self._tell({"op": "clean"})
             case "read":
                 self._drop_memory(message["token"])
+                self._ended.pop(message["token"], None)
             case "farewell":
                 self._farewell = message["report"]
         for fd in fds:
@@ -100,16 +120,18 @@ class Guardian:
 
     def _start_worker(self, token: str, fds: list[int], log: str, settings: Message) -> None:
         parent = os.getpid()
+        cgroup = self._cgroup(token)
         try:
             self._memories[token] = os.dup(fds[1])
             pid = os.fork()
         except OSError as error:
             self._drop_memory(token)
+            self._drop_cgroup(token)
             self._tell({"op": "error", "token": token, "error": str(error.strerror), "final": False})
             return
         if pid == 0:
             try:
-                self._become_worker(parent, token, fds, log, settings)
+                self._become_worker(parent, token, fds, log, settings, cgroup)
             except BaseException:  # noqa: BLE001  nothing may return into the guardian's loop
                 traceback.print_exc()
                 sys.stderr.flush()
@@ -117,11 +139,15 @@ class Guardian:
             os._exit(0)
         self._keep(pid, token)
 
-    def _become_worker(self, parent: int, token: str, fds: list[int], log: str, settings: Message) -> None:
+    def _become_worker(
+        self, parent: int, token: str, fds: list[int], log: str, settings: Message, cgroup: str
+    ) -> None:
         from tiflow.exec import worker
 
         os.setsid()
         procs.die_with_parent(parent)
+        if cgroup and cgroups.join(cgroup) and self._cgroups is not None and self._cgroups.memory:
+            settings = settings | {"cgroup": cgroup}
         signal.set_wakeup_fd(-1)
         for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, signal.SIG_DFL)
@@ -144,6 +170,7 @@ class Guardian:
         token = message["token"]
         member = {MEMBER_FD_VARIABLE: str(fds[2])} if len(fds) > 2 else {}
         argv = message["argv"]
+        cgroup = self._cgroup(token, message["memory_bytes"])
         try:
             process = subprocess.Popen(
                 argv,
@@ -156,16 +183,40 @@ class Guardian:
                 pass_fds=fds[2:],
                 # safe: there is one thread
                 preexec_fn=partial(
-                    procs.prepare, os.getpid(), self._usual_files, message["memory_bytes"], message["open_files"]
+                    procs.prepare,
+                    os.getpid(),
+                    self._usual_files,
+                    message["memory_bytes"],
+                    message["open_files"],
+                    cgroup,
                 ),
             )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             why = _why_not(argv[0], message["cwd"], error)
             final = getattr(error, "errno", None) not in _PASSING
+            self._drop_cgroup(token)
             self._tell({"op": "error", "token": token, "error": why, "final": final})
             return
         process.returncode = 0  # the guardian waits for all its children itself
+        if "task" in message:
+            self._started[token] = (*message["task"], time.monotonic())
         self._keep(process.pid, token)
+
+    def _cgroup(self, token: str, memory_bytes: int = 0) -> str:
+        """One for a child that is to start; empty: it goes without, and its limits are those of each process."""
+        if self._cgroups is None:
+            return ""
+        try:
+            return self._cgroups.make(token, memory_bytes)
+        except OSError as error:
+            if not self._told_of_cgroups:
+                self._told_of_cgroups = True
+                print(f"tiflow guardian: {token} has no cgroup: {error}", file=sys.stderr, flush=True)
+            return ""
+
+    def _drop_cgroup(self, token: str) -> None:
+        if self._cgroups is not None:
+            self._cgroups.end(token)
 
     def _keep(self, pid: int, token: str) -> None:
         self._tokens[pid] = token
@@ -183,6 +234,8 @@ class Guardian:
             self._kill_all(lease=True)
 
     def _kill_all(self, *, lease: bool) -> None:
+        if self._cgroups is not None:
+            self._cgroups.kill_all()
         for pid, status in procs.kill_children():
             self._report(pid, status, lease=lease)
         for token in [token for token in self._memories if token not in self._pids]:
@@ -227,6 +280,16 @@ class Guardian:
             exit: Message = {"op": "exit", "token": token, "status": status, "lease": lease}
             if used is not None:
                 exit |= {"cpu_us": int((used.ru_utime + used.ru_stime) * 1e6), "memory_bytes": used.ru_maxrss << 10}
+            usage = self._cgroups.end(token) if self._cgroups is not None else None
+            if usage is not None and not token.startswith("w"):  # a worker runs many tasks, and measures each
+                exit |= {name: value for name, value in usage._asdict().items() if value and name in _MEASURES}
+            if usage is not None and usage.oom:
+                exit |= {"oom": True, "limit_bytes": usage.limit_bytes}
+            started = self._started.pop(token, None)
+            if started is not None and used is not None:
+                placement, index, since_s = started
+                run_us = int((time.monotonic() - since_s) * 1e6)
+                self._ended[token] = exit | {"placement": placement, "index": index, "run_us": run_us}
             self._tell(exit)
 
     def _tell(self, message: Message) -> None:
@@ -243,6 +306,9 @@ class Guardian:
             self._unsent.clear()  # the next read says that the agent is gone
 
 
+SWEEP_MS = 20  #: between two looks whether cgroups are empty
+_MEASURES = ("cpu_us", "memory_bytes")
+
 #: the machine, or this process, has nothing left: another time it may have
 _PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
@@ -258,7 +324,7 @@ def _why_not(program: str, cwd: str, error: Exception) -> str:
     return f"program {program!r} could not be started: {reason}"
 
 
-def _leave_reaper(agent: socket.socket) -> None:
+def _leave_reaper(agent: socket.socket, cgroup: str) -> None:
     """Go on as a child of this process, which stays behind as the reaper and only waits: when guardian and agent are
     killed together, what they ran falls to it, and dies. Until then it keeps the data directory locked."""
     procs.become_subreaper()
@@ -269,33 +335,45 @@ def _leave_reaper(agent: socket.socket) -> None:
     agent.close()
     os.waitpid(guardian, 0)
     procs.kill_children()
+    if cgroup:
+        cgroups.clear(cgroup)
     os._exit(0)
 
 
+def salvage_file(ended: list[Message]) -> int:
+    """A descriptor of what the reporter is to know of commands; it may be too much for its command line."""
+    fd = os.memfd_create("tiflow-ended", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(json.dumps(ended).encode())
+    return fd
+
+
 def main() -> None:
-    """Entry of the process: `argv` is the descriptor of the agent's socket and of the data directory's lock."""
+    """Entry of the process: `argv` is the descriptor of the agent's socket and of the data directory's lock; if there
+    are cgroups, their directory and whether they bound memory."""
     agent = socket.socket(fileno=int(sys.argv[1]))
     lock = int(sys.argv[2])
+    path, memory = sys.argv[3:]
     for fd in (agent.fileno(), lock):
         os.set_inheritable(fd, False)  # programs must not keep them; workers, which do not exec, keep the lock
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # it ends when the agent does. A handler and not SIG_IGN, which programs would inherit
         signal.signal(signum, lambda signum, frame: None)
-    _leave_reaper(agent)
+    _leave_reaper(agent, path)
     import tiflow.exec.worker  # noqa: F401  once, so that all workers share its pages
 
     gc.collect()
     gc.disable()  # a collection would copy pages that are shared with the workers; the loop makes no cycles
     gc.freeze()
-    guardian = Guardian(agent)
+    guardian = Guardian(agent, Cgroups(path, memory=bool(memory)) if path else None)
     farewell = guardian.run()
     if farewell:
-        memories = guardian.memories()
-        for fd in (lock, *memories):
+        memories, ended = guardian.memories(), salvage_file(guardian.ended())
+        for fd in (lock, ended, *memories):
             os.set_inheritable(fd, True)  # the lock: a successor starts when the report is made, or given up
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)  # a handler would be reset to death
-        os.execv(sys.executable, procs.tiflow_program("reporter", farewell, *map(str, memories)))
+        os.execv(sys.executable, procs.tiflow_program("reporter", farewell, *map(str, (ended, *memories))))
 
 
 if __name__ == "__main__":

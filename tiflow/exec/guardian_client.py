@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from tiflow.exec import frames, procs
+from tiflow.exec.cgroups import Cgroups
 from tiflow.exec.frames import Message
 from tiflow.sched.model import Limits
 
@@ -35,13 +36,14 @@ class GuardianClient:
         self.until_ns = 0  #: the deadline that the guardian holds, CLOCK_BOOTTIME
 
     @classmethod
-    def start(cls, lock_fd: int) -> "GuardianClient":
+    def start(cls, lock_fd: int, cgroups: Cgroups | None = None) -> "GuardianClient":
         """Start the process. It keeps `lock_fd` open as long as a child may live."""
+        theirs_too = (cgroups.path, "memory" * cgroups.memory) if cgroups is not None else ("", "")
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
                 # a program of its own and not a fork, so that it has no part of what the agent imports
-                procs.tiflow_program("guardian", str(theirs.fileno()), str(lock_fd)),
+                procs.tiflow_program("guardian", str(theirs.fileno()), str(lock_fd), *theirs_too),
                 pass_fds=[theirs.fileno(), lock_fd],
                 start_new_session=True,  # Ctrl-C is for the agent, which ends it in order
             )
@@ -84,27 +86,27 @@ class GuardianClient:
         cwd: str,
         limits: Limits,
         fds: Sequence[int],
+        task: tuple[int, int] | None,
     ) -> None:
-        """`fds`: stdout and stderr, and of a member the socket by which it talks to this process."""
-        self._send(
-            {
-                "op": "command",
-                "token": token,
-                "argv": list(argv),
-                "env": dict(env),
-                "cwd": cwd,
-                "memory_bytes": limits.memory_bytes,
-                "open_files": limits.open_files,
-            },
-            fds,
-        )
+        """`fds`: stdout and stderr, and of a member the socket by which it talks to this process. `task`: placement
+        and index, if its end says all that there is to say when this process is gone."""
+        message: Message = {
+            "op": "command",
+            "token": token,
+            "argv": list(argv),
+            "env": dict(env),
+            "cwd": cwd,
+            "memory_bytes": limits.memory_bytes,
+            "open_files": limits.open_files,
+        }
+        self._send(message if task is None else message | {"task": task}, fds)
 
     def signal(self, token: str, signum: int) -> None:
         """Signal a child's process group; that it is gone already is fine."""
         self._send({"op": "signal", "token": token, "signal": int(signum)})
 
     def have_read(self, token: str) -> None:
-        """A worker is done with, and all that it left in the shared memory is known."""
+        """A child is done with, and all that it left (in the shared memory) is known and kept."""
         self._send({"op": "read", "token": token})
 
     def farewell(self, report: str) -> None:

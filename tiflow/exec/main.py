@@ -23,7 +23,7 @@ from tiflow import __version__
 from tiflow import log as logging_setup
 from tiflow.config import ExecutorConfig, check_executor, parse_address, prepare_data_dir
 from tiflow.errors import FailedPrecondition
-from tiflow.exec import capacity, procs
+from tiflow.exec import capacity, cgroups, procs
 from tiflow.exec.agent import Agent
 from tiflow.exec.guardian_client import GuardianClient
 from tiflow.exec.health import DiskKeeper
@@ -61,7 +61,7 @@ def _run(config: ExecutorConfig) -> int:
     with lock(data_dir) as lock_fd:
         uid = identity(data_dir)
         shutil.rmtree(f"{data_dir}/work", ignore_errors=True)
-        guardian = GuardianClient.start(lock_fd)
+        guardian = GuardianClient.start(lock_fd, _cgroups(config, uid))
         try:
             asyncio.run(_serve(config, data_dir, uid, guardian))
             guardian.farewell("")  # goodbye was said
@@ -122,6 +122,23 @@ def identity(data_dir: str) -> str:
         os.fsync(file.fileno())
     draft.rename(path)
     return uid
+
+
+def _cgroups(config: ExecutorConfig, uid: str) -> cgroups.Cgroups | None:
+    """Those of attempts; None: there are none. Raises FailedPrecondition if those that were named cannot be had."""
+    where = config.limits.cgroup
+    if where == "off":
+        return None
+    try:
+        found = cgroups.set_up(where, uid)
+    except cgroups.Unusable as error:
+        if where != "auto":
+            raise FailedPrecondition(f'limits.cgroup = {where}: {error}; or set it to "auto" or "off"') from None
+        log.info("cgroups_not_used", reason=str(error), instead="limits of single processes, and process groups")
+        return None
+    reason = {} if found.memory else {"memory": "by limits of single processes: its controller is not there"}
+    log.info("cgroups_used", path=found.path, **reason)
+    return found
 
 
 async def _serve(config: ExecutorConfig, data_dir: str, uid: str, guardian: GuardianClient) -> None:

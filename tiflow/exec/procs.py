@@ -9,6 +9,8 @@ import struct
 import sys
 import time
 
+from tiflow.exec import cgroups
+
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 TFD_TIMER_ABSTIME = 1
@@ -34,10 +36,12 @@ def raise_open_files() -> tuple[int, int]:
     return before, hard
 
 
-def prepare(parent: int, usual_files: int, memory_bytes: int = 0, open_files: int = 0) -> None:
+def prepare(parent: int, usual_files: int, memory_bytes: int = 0, open_files: int = 0, cgroup: str = "") -> None:
     """What a program's process does before it becomes the program: dies with its parent, and keeps to its limits.
-    `usual_files`: the soft limit of open files, unless it has one of its own."""
+    `usual_files`: the soft limit of open files, unless it has one of its own. `cgroup`: it may bound memory."""
     die_with_parent(parent)
+    if cgroup and cgroups.join(cgroup) and os.path.exists(f"{cgroup}/memory.max"):
+        memory_bytes = 0
     _, hard_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (usual_files, hard_files))
     for kind, most in ((resource.RLIMIT_DATA, memory_bytes), (resource.RLIMIT_NOFILE, open_files)):

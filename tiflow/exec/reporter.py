@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import grpc
 from msgspec import Struct, json
 
-from tiflow.exec import journal, salvage
+from tiflow.exec import journal, outbox, salvage
 from tiflow.rpc import tiflow_pb2 as pb
 from tiflow.rpc.tiflow_pb2_grpc import SessionsStub
 from tiflow.rpc.tls import Tls, open_channel
@@ -39,14 +39,14 @@ def prepared(masters: Sequence[str], hello: pb.Hello, journal: str, tls: Tls | N
     return json.encode(Report(tuple(masters), hello.SerializeToString(), journal, tls)).decode()
 
 
-def deliver(report: Report, until_s: float, memories: Sequence[int] = ()) -> str:
+def deliver(report: Report, until_s: float, found: Sequence[outbox.Report] = ()) -> str:
     """Ask one master after the other until one has taken it, or until `until_s` (time.monotonic). Returns what came
-    of it: expired, refused, or nobody. `memories`: descriptors, see `salvage`."""
+    of it: expired, refused, or nobody. `found`: what had ended, and may not be in the journal."""
     hello = pb.Hello.FromString(report.hello)
     author, batches = journal.read(report.journal)
     if author is None or author.incarnation != hello.incarnation:
         batches = []
-    batches += journal.batches([report for fd in memories for report in salvage.reports(fd)], len(batches) + 1)
+    batches += journal.batches(found, len(batches) + 1)
     turn, hint = 0, ""
     while time.monotonic() < until_s:
         address = hint or report.masters[turn % len(report.masters)]
@@ -85,10 +85,12 @@ def _ask(
 
 
 def main() -> None:
-    """`argv`: the report as text, and descriptors for `salvage`. What it inherits besides keeps the data directory
-    locked meanwhile."""
-    memories = [int(fd) for fd in sys.argv[2:]]
-    outcome = deliver(json.decode(sys.argv[1], type=Report), time.monotonic() + REPORT_S_MAX, memories)
+    """`argv`: the report as text, and descriptors for `salvage`: of commands, and of each worker. What it inherits
+    besides keeps the data directory locked meanwhile."""
+    fds = [int(fd) for fd in sys.argv[2:]]
+    found = [report for fd in fds[:1] for report in salvage.commands(fd)]
+    found += [report for fd in fds[1:] for report in salvage.reports(fd)]
+    outcome = deliver(json.decode(sys.argv[1], type=Report), time.monotonic() + REPORT_S_MAX, found)
     print(
         f"tiflow executor: its agent died; its tasks were killed; reported to the leader: {outcome}", file=sys.stderr
     )

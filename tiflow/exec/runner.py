@@ -18,6 +18,7 @@ from tiflow.exec.journal import Journal
 from tiflow.exec.members import Members, MemberSlot
 from tiflow.exec.outbox import Result, Used
 from tiflow.exec.slots import CommandSlot, WorkerSlot, filled_in
+from tiflow.exec.verdicts import in_words
 from tiflow.exec.worker import Settings
 from tiflow.jobs import shared
 from tiflow.sched.model import ERROR_CHARS_MAX, Command, Framework
@@ -53,7 +54,7 @@ class Runner:
         self._commands: dict[int, CommandSlot] = {}  #: by slot
         self._by_token: dict[str, int] = {}  #: of every child that has not been reported as ended
         self._tokens = 0
-        self._read: list[str] = []  #: tokens of workers that are done with; the journal may not have all of them yet
+        self._read: list[str] = []  #: tokens of children that are done with; the journal may not have all of them yet
         self._timer: asyncio.TimerHandle | None = None
         self._killed = asyncio.Event()
         self._killed.set()
@@ -177,7 +178,8 @@ class Runner:
         self._commands[run.slot] = command
         env = self.settings.env | variables | env
         cwd = cwd or command.work_dir
-        self._guardian.start_command(command.token, argv, env, cwd, assignment.limits, command.child_fds)
+        task = (assignment.placement, run.start) if isinstance(assignment.work, Command) else None
+        self._guardian.start_command(command.token, argv, env, cwd, assignment.limits, command.child_fds, task)
         command.handed_over()
 
     def _token(self, slot: int, kind: str) -> str:
@@ -314,6 +316,7 @@ class Runner:
             self._log_failure(command.run, error)
         run_us = int((ended - command.started) * 1e6)
         used = Used(cpu_us=message.get("cpu_us", 0), memory_bytes=message.get("memory_bytes", 0))
+        self._read.append(message["token"])
         self.do(self.agent.command_ended(slot, command.run.number, exit_code, error, final, run_us, ended, **used))
 
     async def _member_ended(self, slot: int, message: Message) -> None:
@@ -373,22 +376,9 @@ class Runner:
         return ("" if exit_code == 0 else self._how_it_ended(message)), exit_code
 
     def _how_it_ended(self, message: Message) -> str:
-        text = _in_words(message)
+        text = in_words(message)
         if text.endswith("SIGKILL"):
             kills, self._oom_kills = capacity.oom_kills() - self._oom_kills, capacity.oom_kills()
             if kills > 0:
                 return f"{text}, as memory ran out"
         return text
-
-
-def _in_words(message: Message) -> str:
-    if "error" in message:
-        return f"could not be started: {message['error']}"
-    exit_code = os.waitstatus_to_exitcode(message["status"])
-    if exit_code >= 0:
-        return f"exit code {exit_code}" if message["token"][0] in "cm" else f"ended with exit code {exit_code}"
-    try:
-        name = signal.Signals(-exit_code).name
-    except ValueError:
-        name = f"signal {-exit_code}"
-    return f"killed by {name}" if message["token"][0] in "cm" else f"was killed by {name}"

@@ -1,9 +1,26 @@
-"""What workers had finished, and their agent had not read when it died: it stands in the memory that they shared."""
+"""What had ended, and the agent did not know when it died: of workers it stands in the memory that they shared, of
+commands the guardian knows it."""
 
+import json
 import mmap
+import os
 
 from tiflow.exec import worker
 from tiflow.exec.outbox import Report
+from tiflow.exec.verdicts import in_words
+from tiflow.sched.model import ERROR_CHARS_MAX
+
+
+def commands(fd: int) -> list[Report]:
+    """Of `guardian.salvage_file`."""
+    found = []
+    for exit in json.loads(os.pread(fd, os.fstat(fd).st_size, 0)):
+        exit_code = os.waitstatus_to_exitcode(exit["status"])
+        kind, error = ("failed", in_words(exit)[:ERROR_CHARS_MAX]) if exit_code else ("succeeded", "")
+        report = Report(exit["placement"], exit["index"], exit["index"] + 1, kind, error=error, exit_code=exit_code)
+        report.run_us, report.cpu_us, report.memory_bytes = exit["run_us"], exit["cpu_us"], exit["memory_bytes"]
+        found.append(report)
+    return found
 
 
 def reports(memory_fd: int) -> list[Report]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import mmap
 import os
 import socket
@@ -170,10 +171,12 @@ class CommandSlot:
         list(self._pipes.values())[-1].write(f"{text}\n".encode())
 
     def close(self) -> None:
-        """Take what is left in the pipes. Whoever could still write was killed."""
+        """Take what its process has left in the pipes, which is no more than they hold. Somebody may still write: a
+        process that left its group, and says of itself no more whose it is."""
         for fd, log in self._pipes.items():
-            while self._copy(fd):
-                pass
+            left = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+            while left > 0 and (size := self._copy(fd)):
+                left -= size
             asyncio.get_running_loop().remove_reader(fd)
             os.close(fd)
             log.close()
@@ -184,16 +187,17 @@ class CommandSlot:
         except OSError:  # it is not empty
             asyncio.get_running_loop().run_in_executor(None, remove, self.work_dir)
 
-    def _copy(self, fd: int) -> bool:
+    def _copy(self, fd: int) -> int:
+        """Returns how many bytes there were."""
         try:
             data = os.read(fd, _PIPE_BYTES)
         except BlockingIOError:
-            return False
+            return 0
         if not data:
             asyncio.get_running_loop().remove_reader(fd)
-            return False
+            return 0
         self._pipes[fd].write(data)
-        return True
+        return len(data)
 
 
 def argument(run: Run) -> Any:

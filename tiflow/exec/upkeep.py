@@ -6,6 +6,7 @@ import resource
 import shutil
 import time
 
+from tiflow.exec import cgroups
 from tiflow.sched.model import Limits
 
 _MTIME_NS = 50_000_000  #: file systems count time in steps of a few ms
@@ -18,13 +19,32 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * _PAGE_BYTES
 
 
-def keep_to(limits: Limits) -> None:
-    """Set the soft limits of this process, which what it starts inherits; no limit takes an earlier one back."""
-    for kind, most in ((resource.RLIMIT_DATA, limits.memory_bytes), (resource.RLIMIT_NOFILE, limits.open_files)):
-        before, hard = resource.getrlimit(kind)
-        soft = min(most, hard) if most and hard != resource.RLIM_INFINITY else most or _SOFT[kind]
-        if soft != before:
-            resource.setrlimit(kind, (soft, hard))
+class Bounds:
+    """The limits of this process and of what it starts. `cgroup`: its own, if that bounds memory; else each process
+    has a soft limit."""
+
+    def __init__(self, cgroup: str) -> None:
+        self._cgroup = cgroup
+        self._memory_bytes = 0
+
+    def keep_to(self, limits: Limits) -> None:
+        """From now on; no limit takes an earlier one back."""
+        memory_bytes = 0 if self._bound(limits.memory_bytes) else limits.memory_bytes
+        for kind, most in ((resource.RLIMIT_DATA, memory_bytes), (resource.RLIMIT_NOFILE, limits.open_files)):
+            before, hard = resource.getrlimit(kind)
+            soft = min(most, hard) if most and hard != resource.RLIM_INFINITY else most or _SOFT[kind]
+            if soft != before:
+                resource.setrlimit(kind, (soft, hard))
+
+    def _bound(self, memory_bytes: int) -> bool:
+        """Whether the cgroup does it. If an earlier task has left more than that, this ends the process here."""
+        if self._cgroup and memory_bytes != self._memory_bytes:
+            try:
+                cgroups.bound(self._cgroup, memory_bytes)
+            except OSError:  # a task took our right to it away
+                self._cgroup = ""
+            self._memory_bytes = memory_bytes
+        return bool(self._cgroup)
 
 
 _SOFT = {kind: resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_NOFILE)}

@@ -25,7 +25,7 @@ from tiflow.exec import logs
 from tiflow.exec.keeping import CannotKeep, Keeper
 from tiflow.exec.outbox import Result
 from tiflow.exec.procs import TOKEN_VARIABLE
-from tiflow.exec.upkeep import Meter, Place, keep_to, resident_bytes
+from tiflow.exec.upkeep import Bounds, Meter, Place, resident_bytes
 from tiflow.jobs.failures import cut, describe, traceback_of
 from tiflow.sched.model import ERROR_CHARS_MAX, Call, Limits
 
@@ -79,6 +79,7 @@ class Settings(Struct, frozen=True):
     tasks_max: int = 0  #: then it is worn; 0: never
     growth_bytes_max: int = 0  #: likewise, of resident memory since its first batch
     results_url: str = ""  #: of the shared store for large results; empty: they stay below data_dir
+    cgroup: str = ""  #: of the worker, if it bounds memory; the guardian says
 
     @property
     def keeper(self) -> Keeper:
@@ -143,6 +144,7 @@ class Worker:
         self._env = settings.env | {name: os.environ[name] for name in (TOKEN_VARIABLE,) if name in os.environ}
         self._job_uid = 0
         self._meter = Meter()
+        self._bounds = Bounds(settings.cgroup)
         self._tasks = 0
         self._rss_before = 0  #: bytes, after the first batch
         self._sock = sock
@@ -234,7 +236,7 @@ class Worker:
             self._job_uid = batch.job_uid
             os.environ.clear()
             os.environ.update(self._env)
-        keep_to(batch.limits)
+        self._bounds.keep_to(batch.limits)
         self._meter.begin()
         os.environ |= {
             "TIFLOW_JOB_ID": batch.job_id,

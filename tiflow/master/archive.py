@@ -140,7 +140,7 @@ class Archive:
             if command is None:
                 continue
             try:
-                await self._proposer.propose(await self._verified(command))
+                await self._proposer.propose_own(await self._verified(command))
             except TiflowError as error:
                 log.info("pruning_waits", reason=str(error))
 

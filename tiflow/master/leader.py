@@ -9,15 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 
 import structlog
 
-from tiflow.errors import (
-    FailedPrecondition,
-    NoSpace,
-    OutcomeUnknown,
-    Rejected,
-    ResourceExhausted,
-    TiflowError,
-    Unavailable,
-)
+from tiflow.errors import FailedPrecondition, NoSpace, OutcomeUnknown, Rejected, TiflowError, Unavailable
 from tiflow.jobs.framework.port import CANCELED, DRAINED, PAUSED
 from tiflow.master.archive import Archive
 from tiflow.master.clients import Clients
@@ -59,6 +51,7 @@ REST_MIN_S = 0.005
 NO_SPACE_PAUSE_S = 1.0
 GRANT_GATHER_S = 0.02  #: heartbeats that arrive within this time share one majority round
 TASKS_PER_PLAN_MAX = 10_000
+BATCHES_TAKEN_MAX = 8  #: of events of one executor that wait to be committed; an honest one has 2 on their way
 ASSIGNMENTS_BYTES = 4 << 20  #: of one message, unless a single assignment is larger; gRPC's limit is 16 MiB
 
 log = structlog.get_logger()
@@ -159,7 +152,7 @@ class Leader:
             quiet = self._quiet_ms(now_ms) > 0
             plan_more = False
             if not quiet and (places := self._plan(now_ms)):
-                placed = await self._proposer.propose(PlaceTasks(tuple(places)))
+                placed = await self._proposer.propose_own(PlaceTasks(tuple(places)))
                 self._dispatch(placed)
                 plan_more = bool(placed)
             if plan_more or (self._looks.cut and not quiet):
@@ -174,7 +167,7 @@ class Leader:
     async def _fire_schedules(self) -> None:
         """Those that are due now go into one log entry."""
         commands = due_fires(self._machine.state, self._proposer.wall_ms())
-        jobs = await asyncio.gather(*(self._proposer.propose(command) for command in commands))
+        jobs = await asyncio.gather(*(self._proposer.propose_own(command) for command in commands))
         for command, job in zip(commands, jobs, strict=True):
             if job is not None:
                 log.info("schedule_started", schedule=command.name, job=job.id)
@@ -183,7 +176,7 @@ class Leader:
         """New commands may be used as soon as the last master of a rolling upgrade understands them."""
         understood = self._raft.format_of_all or 0
         if understood > format:
-            await self._proposer.propose(SetFormat(understood))
+            await self._proposer.propose_own(SetFormat(understood))
             log.info("format_raised", format=understood)
 
     async def _rest(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -221,17 +214,17 @@ class Leader:
         if isinstance(command, ExpireExecutor):
             await self._expire(command)
         elif isinstance(command, CloseGroups):
-            if await self._proposer.propose(command):
+            if await self._proposer.propose_own(command):
                 log.info("job_failed", uid=command.uid, reason=command.failure)
         elif isinstance(command, ExpireJob):
-            if reason := await self._proposer.propose(command):
+            if reason := await self._proposer.propose_own(command):
                 log.info("job_failed", uid=command.uid, reason=reason)
         else:
             raise AssertionError(f"unknown duty {command!r}")
 
     async def _expire(self, command: ExpireExecutor) -> None:
         executor = self._machine.state.executors.get(command.uid)
-        await self._proposer.propose(command)
+        await self._proposer.propose_own(command)
         self._leases.forget(command.uid, command.incarnation)
         log.warning("executor_expired", executor=executor.name if executor else command.uid, reason=command.reason)
         session = self.sessions.get(command.uid)
@@ -425,7 +418,7 @@ class Leader:
             capacity=dict(sorted(hello.capacity.items())),
         )
         validate_registration(command)
-        executor = await self._proposer.propose(command)
+        executor = await self._proposer.propose_own(command)
         assert isinstance(executor, Executor)
         return executor
 
@@ -474,6 +467,8 @@ class Leader:
                     self._grants.append((session, message.heartbeat.seq))
                     self._grants_wait.set()
             elif kind == "events":
+                if len(taking) >= BATCHES_TAKEN_MAX:  # it is read no further
+                    await asyncio.wait(taking, return_when=asyncio.FIRST_COMPLETED)
                 task = self._spawn(self._take_events(session, message.events))
                 taking.add(task)
                 task.add_done_callback(taking.discard)
@@ -548,7 +543,7 @@ class Leader:
         await session.room.wait()
         try:
             await self._propose_events(session, command)
-        except (Unavailable, OutcomeUnknown, ResourceExhausted):
+        except (Unavailable, OutcomeUnknown):
             session.close(_redirect(self._raft))  # it comes back, and sends the batch again
             return
         except Rejected as error:
@@ -564,7 +559,7 @@ class Leader:
         try:
             while True:
                 try:
-                    await self._proposer.propose(command)
+                    await self._proposer.propose_own(command)
                     return
                 except NoSpace:
                     if session.closed or not (waited or session.room.is_set()):

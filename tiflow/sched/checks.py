@@ -200,6 +200,8 @@ def _check_indexes(state: State) -> None:
     fresh.rebuild_indexes()
     for index in (
         "job_ids",
+        "spec_bytes",
+        "spec_sizes",
         "names",
         "of_job",
         "tasks_out",

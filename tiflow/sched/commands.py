@@ -11,7 +11,8 @@ from msgspec import msgpack
 
 from tiflow.sched.model import GroupSpec, JobSpec, Millis, Record
 
-FORMAT: Final = 3  #: the highest format that this code understands: all commands with `since` up to it
+#: the highest format that this code understands: all commands with `since` up to it, and what they mean from it on
+FORMAT: Final = 4
 
 
 class SubmitJob(Record, frozen=True, tag=1):

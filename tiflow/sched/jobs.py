@@ -20,6 +20,7 @@ from tiflow.sched.model import (
     DELETED_MAX,
     JOB_TERMINAL,
     JOBS_MAX,
+    SPECS_BYTES_MAX,
     SUBMIT_WINDOW_MS,
     TOKEN_CHARS_MAX,
     Group,
@@ -36,6 +37,8 @@ from tiflow.sched.state import State
 from tiflow.sched.tasks import restore_bits
 from tiflow.sched.validate import check_length, validate_spec
 
+SPECS_FORMAT = 4  #: of the cluster, from which on all specs together are bounded
+
 
 def submit_job(draft: Draft, command: SubmitJob) -> Job | Pruned:
     """Returns: the new job, or the one that the token got before."""
@@ -45,7 +48,7 @@ def submit_job(draft: Draft, command: SubmitJob) -> Job | Pruned:
 def start_job(draft: Draft, spec: JobSpec, token: str, token_at_ms: Millis) -> Job | Pruned:
     """Returns: the new job, or the one that the token got before. Drafts nothing if it raises."""
     state = draft.state
-    validate_spec(spec)
+    spec_bytes = validate_spec(spec)
     check_length("token", token, TOKEN_CHARS_MAX)
     living = state.jobs.get(spec.id)
     if living is not None:
@@ -61,6 +64,7 @@ def start_job(draft: Draft, spec: JobSpec, token: str, token_at_ms: Millis) -> J
         )
     if len(state.jobs) >= JOBS_MAX:
         raise ResourceExhausted(f"{JOBS_MAX} jobs exist; delete some that have ended")
+    check_specs(state, f"job {spec.id}", spec_bytes)
     check_quotas(state, spec)
     uid = state.revision
     job = Job(
@@ -77,6 +81,17 @@ def start_job(draft: Draft, spec: JobSpec, token: str, token_at_ms: Millis) -> J
     for position, group in enumerate(spec.groups):
         draft.groups[uid, group.name] = Group(uid, group.name, position, group.count, held=bool(group.after))
     return job
+
+
+def check_specs(state: State, what: str, more_bytes: int) -> None:
+    """Raise ResourceExhausted, which names the bound and the remedy, if there is no room for so much more of specs:
+    masters hold them in memory and in each snapshot."""
+    if state.format >= SPECS_FORMAT and state.spec_bytes + more_bytes > SPECS_BYTES_MAX:
+        raise ResourceExhausted(
+            f"{what}: its description has {more_bytes} bytes, and those of all jobs, pools and schedules "
+            f"{state.spec_bytes}; at most {SPECS_BYTES_MAX} together. Delete jobs that have ended, or let them leave "
+            "sooner ([metadata] retention); pass long lists of items by the URL of a file or in the result store"
+        )
 
 
 def cancel_job(draft: Draft, command: CancelJob) -> None:

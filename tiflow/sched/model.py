@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, msgpack
 
 Millis: TypeAlias = int  #: ms since the Unix epoch when the name ends in `_at_ms` or is `now_ms`, else a duration.
 
@@ -25,6 +25,7 @@ JOBS_MAX = 100_000
 GROUPS_PER_JOB_MAX = 100
 TASKS_PER_JOB_MAX = 10_000_000
 SPEC_BYTES_MAX = 4 << 20
+SPECS_BYTES_MAX = 512 << 20  #: of all specs together: of jobs, of groups that were added to them, of schedules
 ENTRY_BYTES_MAX = 8 << 20
 ATTEMPTS_MAX = 600
 ITEMS_PER_BLOCK = 256  #: items of one encoded block of `GroupSpec.items`
@@ -32,6 +33,8 @@ PLACEMENT_TASKS_MAX = 512  #: tasks of one placement (the bit sets of a row stay
 BACKLOG_PER_SLOT_MAX = 512  #: tasks placed on an executor beyond its slots, per slot
 RESULT_INLINE_BYTES_MAX = 256  #: a larger result stays in the executor's store
 ERROR_CHARS_MAX = 1_000
+ERRORS_WHOLE_MAX = 1_000  #: failed tasks of a group whose errors are kept whole
+ERROR_CHARS_LATER = 100  #: of those of the others: millions of them are kept in memory
 LOST_MAX = 5  #: a task that was lost this often with its executor fails: it may be what kills them
 LOST_RESET_MS = 60_000  #: a member of a framework job that was out for so long did not kill its executor
 EXECUTORS_MAX = 10_000  #: alive at one time
@@ -155,9 +158,11 @@ class After(Record, frozen=True):
 
 
 class Limits(Record, frozen=True):
-    """What one attempt may use; 0: as much as there is. The operating system holds each of its processes to it."""
+    """What one attempt may use; 0: as much as there is."""
 
-    memory_bytes: int = 0  #: private memory (RLIMIT_DATA); more cannot be had (MemoryError, ENOMEM)
+    #: of all its processes together, and who has more is killed, where executors may make cgroups; else private
+    #: memory of each (RLIMIT_DATA), and more cannot be had (MemoryError, ENOMEM)
+    memory_bytes: int = 0
     open_files: int = 0
     output_bytes: int = 0  #: kept of stdout, and of stderr; the oldest goes first
 
@@ -537,6 +542,14 @@ def job_state(job: Job, groups: Iterable[Group]) -> JobState:
             return JobState.PAUSING if sums.out else JobState.PAUSED
         return JobState.RUNNING if job.dropped or any(group.cursor for group in groups) else JobState.CREATED
     return JobState.FAILED if sums.failed or job.dropped_failed else JobState.FINISHED
+
+
+_encode = msgpack.Encoder().encode
+
+
+def encoded_bytes(spec: JobSpec | GroupSpec) -> int:
+    """How large it is in the log and in snapshots."""
+    return len(_encode(spec))
 
 
 def group_spec(job: Job, group: Group) -> GroupSpec:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from tiflow.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from tiflow.sched.commands import AddGroup, CancelTasks, CloseGroups
 from tiflow.sched.draft import Draft
-from tiflow.sched.jobs import close_job
+from tiflow.sched.jobs import check_specs, close_job
 from tiflow.sched.model import (
     CHUNK_TASKS,
     JOB_TERMINAL,
@@ -55,7 +55,8 @@ def insert_group(draft: Draft, job: Job, spec: GroupSpec) -> Job:
     """The next group of an open job, under a name that it does not have. Returns: the job.
 
     Raises:
-        ResourceExhausted: there would be too many groups, tasks or bytes at one time, or it is beyond a quota.
+        ResourceExhausted: there would be too many groups, tasks or bytes at one time, in the job or in all, or it is
+            beyond a quota.
         InvalidArgument: it is too large.
     """
     state = draft.state
@@ -70,6 +71,8 @@ def insert_group(draft: Draft, job: Job, spec: GroupSpec) -> Job:
         raise ResourceExhausted(f"job {job.id} would have more than {TASKS_PER_JOB_MAX} tasks at one time")
     if job.added_bytes + bytes_ > POOL_BYTES_MAX:
         raise ResourceExhausted(f"the groups of job {job.id} would have more than {POOL_BYTES_MAX} bytes at one time")
+    dropped_bytes = state.jobs[job.id].added_bytes - job.added_bytes
+    check_specs(state, f"group {spec.name} of job {job.id}", bytes_ - dropped_bytes)
     position = len(job.spec.groups) + job.added
     draft.groups[job.uid, spec.name] = Group(job.uid, spec.name, position, spec.count, spec=spec)
     job = replace(job, added=job.added + 1, added_bytes=job.added_bytes + bytes_)

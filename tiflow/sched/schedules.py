@@ -4,14 +4,13 @@ When that is, the leader knows (`tiflow.jobs.cron`). Its commands carry the time
 the schedule waits for: whoever leads, and however often it says so, a time is dealt with once.
 """
 
-from msgspec import msgpack
 from msgspec.structs import replace
 
 from tiflow.errors import AlreadyExists, InvalidArgument, NotFound, Rejected, ResourceExhausted
 from tiflow.sched.commands import DeleteSchedule, FireSchedule, PauseSchedule, PutSchedule, TriggerSchedule
 from tiflow.sched.draft import Draft
 from tiflow.sched.history import HISTORY_FORMAT
-from tiflow.sched.jobs import cancel, start_job
+from tiflow.sched.jobs import cancel, check_specs, start_job
 from tiflow.sched.model import (
     CRON_CHARS_MAX,
     DELETED_MAX,
@@ -24,14 +23,13 @@ from tiflow.sched.model import (
     Job,
     Pruned,
     Schedule,
+    encoded_bytes,
 )
 from tiflow.sched.state import State
 from tiflow.sched.validate import check_id, check_length, check_range, validate_spec
 
 OVERLAP = ("skip", "allow", "replace")
 MISSED = ("skip", "run-once")
-
-_encode = msgpack.Encoder().encode
 
 
 def check_schedule(command: PutSchedule) -> None:
@@ -48,7 +46,7 @@ def check_schedule(command: PutSchedule) -> None:
     check_range("keep", command.keep, 1, SCHEDULE_KEEP_MAX)
     check_range("next_at_ms", command.next_at_ms, 1, 1 << 53)
     validate_spec(replace(command.spec, id=command.name))
-    size = len(_encode(command.spec))
+    size = encoded_bytes(command.spec)
     if size > SCHEDULE_SPEC_BYTES_MAX:
         raise InvalidArgument(
             f"spec: {size} bytes; at most {SCHEDULE_SPEC_BYTES_MAX} for a schedule. Let a task read the list of items"
@@ -66,6 +64,7 @@ def put_schedule(draft: Draft, command: PutSchedule) -> Schedule:
         raise AlreadyExists(f"schedule {command.name} exists; use another name, or delete it")
     if len(state.schedules) >= SCHEDULES_MAX:
         raise ResourceExhausted(f"{SCHEDULES_MAX} schedules exist; delete some")
+    check_specs(state, f"schedule {command.name}", encoded_bytes(command.spec))
     schedule = Schedule(
         command.name,
         state.revision,

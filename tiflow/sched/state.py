@@ -38,6 +38,7 @@ from tiflow.sched.model import (
     ResultRow,
     Retry,
     Schedule,
+    encoded_bytes,
     group_spec,
 )
 
@@ -229,6 +230,10 @@ class State:
         self.jobs[job.id] = job
         self.job_ids[job.uid] = job.id
         self._change_usage(job.spec.project, jobs=_lives(job) - _lives(old))
+        if old is None:
+            self._add_spec(job)
+        else:
+            self.spec_bytes += job.added_bytes - old.added_bytes
         self.finished.pop(job.uid, None)
         if job.ended_at_ms:
             self.finished[job.uid] = None
@@ -238,6 +243,10 @@ class State:
         if old is None:
             for at_ms in _deadlines(job):
                 heappush(self.deadlines, (at_ms, job.uid))
+
+    def _add_spec(self, job: Job) -> None:
+        size = self.spec_sizes[job.uid] = encoded_bytes(job.spec)
+        self.spec_bytes += size + job.added_bytes
 
     def _write_group(self, key: GroupKey, group: Group) -> None:
         old = self.groups.get(key)
@@ -268,6 +277,7 @@ class State:
 
     def _write_schedule(self, name: str, schedule: Schedule | None) -> None:
         old = self.schedules.get(name)
+        self.spec_bytes += _spec_bytes(schedule) - _spec_bytes(old)
         if old is not None and (time := _fire_time(old)) is not None:
             del self.fires[bisect_left(self.fires, time)]
         if schedule is None:
@@ -413,6 +423,7 @@ class State:
     def _forget(self, job: Job) -> None:
         for group in self.groups_of(job):
             self._drop_group((job.uid, group.name))
+        self.spec_bytes -= self.spec_sizes.pop(job.uid) + self.jobs[job.id].added_bytes
         del self.jobs[job.id], self.job_ids[job.uid]
         self.finished.pop(job.uid, None)
         self.events.pop(job.uid, None)
@@ -451,6 +462,8 @@ class State:
 
     def _clear_indexes(self) -> None:
         self.job_ids: dict[int, str] = {}  #: by uid, in order of submission
+        self.spec_bytes = 0  #: of the specs of all jobs, of groups that were added to them, and of schedules
+        self.spec_sizes: dict[int, int] = {}  #: bytes, by job uid, without the groups that were added
         self.constrained: dict[GroupKey, None] = {}  #: groups of whose tasks not all fit wherever a slot is
         self.group_names: dict[int, dict[str, None]] = {}  #: by job uid, in the order in which they came; none empty
         self.rows_of: dict[GroupKey, list[int]] = {}  #: numbers of the result rows of a group, ascending; none empty
@@ -505,6 +518,8 @@ class State:
         self.closing = {job.uid: None for job in self.jobs.values() if job.closed and job.uid in self.of_job}
         for job in self.jobs.values():
             self._change_usage(job.spec.project, jobs=_lives(job))
+            self._add_spec(job)
+        self.spec_bytes += sum(map(_spec_bytes, self.schedules.values()))
         for group in self.groups.values():
             self._use(group, None)
             self._queue(group)
@@ -526,6 +541,10 @@ def _remove(index: dict[_Key, dict[int, None]], key: _Key, id: int) -> None:
 
 def _lives(job: Job | None) -> bool:
     return job is not None and not job.ended_at_ms
+
+
+def _spec_bytes(schedule: Schedule | None) -> int:
+    return encoded_bytes(schedule.spec) if schedule else 0
 
 
 def _fire_time(schedule: Schedule) -> tuple[Millis, str] | None:

@@ -13,7 +13,9 @@ from tiflow.sched.draft import Draft
 from tiflow.sched.model import (
     AMOUNT_MAX,
     CHUNK_TASKS,
+    ERROR_CHARS_LATER,
     ERROR_CHARS_MAX,
+    ERRORS_WHOLE_MAX,
     LOST_MAX,
     LOST_RESET_MS,
     PLACEMENT_TASKS_MAX,
@@ -31,6 +33,7 @@ from tiflow.sched.model import (
 from tiflow.sched.room import Room, room_max
 from tiflow.sched.state import ChunkKey, GroupKey, State
 
+ERRORS_FORMAT = 4  #: of the cluster, from which on a group keeps ERRORS_WHOLE_MAX errors whole
 WITHDRAWN_FORMAT = 3  #: of the cluster, from which on tasks that were withdrawn end as that in closed jobs, too
 
 
@@ -387,12 +390,14 @@ def _wait(draft: Draft, placement: Placement, bits: int, due_at_ms: Millis, fail
 def _fail(draft: Draft, placement: Placement, bits: int, error: str, event: TaskEvent | None = None) -> None:
     key = (placement.uid, placement.group)
     group = draft.groups[key]
+    many = group.failed >= ERRORS_WHOLE_MAX and draft.state.format >= ERRORS_FORMAT
+    error = error[: ERROR_CHARS_LATER if many else ERROR_CHARS_MAX]
     draft.groups[key] = replace(group, failed=group.failed + bits.bit_count())
     for chunk, mask in _chunks(placement, bits):
         ended = draft.chunk((*key, chunk))
         draft.ended[(*key, chunk)] = replace(ended, failed=ended.failed | mask)
     for start, stop in runs(bits, placement.start):
-        _add_row(draft, placement, start, stop, outcome="failed", error=error[:ERROR_CHARS_MAX], event=event)
+        _add_row(draft, placement, start, stop, outcome="failed", error=error, event=event)
 
 
 def _chunks(placement: Placement, bits: int) -> Iterator[tuple[int, int]]:

@@ -3,8 +3,6 @@
 import re
 from collections.abc import Mapping
 
-from msgspec import msgpack
-
 from tiflow.errors import InvalidArgument
 from tiflow.sched.dependencies import check_after
 from tiflow.sched.model import (
@@ -33,14 +31,15 @@ from tiflow.sched.model import (
     PlacementPolicy,
     RetryPolicy,
     Selector,
+    encoded_bytes,
 )
 
 _ID = re.compile(ID_CHARS)
-_encode = msgpack.Encoder().encode
 
 
-def validate_spec(spec: JobSpec) -> None:
-    """Raise InvalidArgument, which names field, value and bound, unless the job can be run.
+def validate_spec(spec: JobSpec) -> int:
+    """Raise InvalidArgument, which names field, value and bound, unless the job can be run. Returns: the bytes of its
+    encoding.
 
     The bounds in the types are checked again here, since decoding an entry that breaks one would stop every
     master: whoever proposes a job must have called this before.
@@ -69,7 +68,7 @@ def validate_spec(spec: JobSpec) -> None:
     check_framework(spec)
     check_after(spec.groups)
     check_range("groups: tasks in all", sum(group.count for group in spec.groups), 0, TASKS_PER_JOB_MAX)
-    check_size("spec", spec)
+    return check_size("spec", spec)
 
 
 def check_framework(spec: JobSpec) -> None:
@@ -95,7 +94,7 @@ def check_framework(spec: JobSpec) -> None:
 
 def check_size(field: str, value: JobSpec | GroupSpec) -> int:
     """Returns: the bytes of its encoding. Raises InvalidArgument if they are too many."""
-    size = len(_encode(value))
+    size = encoded_bytes(value)
     if size > SPEC_BYTES_MAX:
         raise InvalidArgument(f"{field}: {size} bytes; at most {SPEC_BYTES_MAX}. Pass paths instead of contents")
     return size

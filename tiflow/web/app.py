@@ -64,6 +64,7 @@ class MasterMetrics(Collector):
             ("tiflow_loop_lag_seconds", "Longest delay of the event loop in the last 5 s", self._lag()),
             ("tiflow_revision", "Commands applied", state.revision),
             ("tiflow_format", "Format of commands that all masters understand", state.format),
+            ("tiflow_spec_bytes", "Of the specs of all jobs, pools and schedules", state.spec_bytes),
         ):
             yield GaugeMetricFamily(name, help_text, value)
         yield from self._database()

@@ -1,6 +1,7 @@
 """A master and executors in this process, which keep the promises of the real ones as far as a client can see."""
 
 import hashlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -241,17 +242,20 @@ def client(master: FakeMaster) -> Iterator[Client]:
 
 @pytest.fixture
 def after() -> Iterator[Callable[[float, Callable[[], object]], None]]:
-    """Calls something a moment later."""
-    threads: list[threading.Thread] = []
+    """Calls something a moment later; one after the other, in the order in which it was asked to."""
+    waiting: queue.Queue[tuple[float, Callable[[], object]] | None] = queue.Queue()
 
-    def start(delay_s: float, act: Callable[[], object]) -> None:
-        def later() -> None:
-            time.sleep(delay_s)
+    def work() -> None:
+        while (entry := waiting.get()) is not None:
+            at_s, act = entry
+            time.sleep(max(0.0, at_s - time.monotonic()))
             act()
 
-        threads.append(threading.Thread(target=later))
-        threads[-1].start()
+    def start(delay_s: float, act: Callable[[], object]) -> None:
+        waiting.put((time.monotonic() + delay_s, act))
 
+    thread = threading.Thread(target=work)
+    thread.start()
     yield start
-    for thread in threads:
-        thread.join()
+    waiting.put(None)
+    thread.join()

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.leftovers import remove_cgroup
 from tests.ports import free_port
 from tests.unit.exec.fake_leader import FakeLeader, eventually
 
@@ -182,7 +183,8 @@ class Executor:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self.process.wait()
-        await eventually(lambda: not any(map(alive, self.seen)), 5.0)
+        await eventually(lambda: not any(map(alive, self.seen)))
+        remove_cgroup(self.data_dir)
 
 
 @pytest.fixture

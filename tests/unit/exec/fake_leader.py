@@ -3,7 +3,7 @@ acknowledges reports. Tests set what it should do and wait for what they want to
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -34,6 +34,7 @@ class FakeLeader(SessionsServicer):
         self.incarnation = 100
         self.redirect: str | None = None
         self.refuse: pb.Refused | None = None
+        self.refuse_reports: pb.Refused | None = None  #: likewise, of agents that died
         self.unknown: list[int] = []
         self._outbox: asyncio.Queue[pb.LeaderMessage] = asyncio.Queue()
         self._changed = asyncio.Condition()
@@ -64,6 +65,9 @@ class FakeLeader(SessionsServicer):
             return
         if self.refuse is not None:
             await context.write(pb.LeaderMessage(refused=self.refuse))
+            return
+        if hello.gone and self.refuse_reports is not None:
+            await context.write(pb.LeaderMessage(refused=self.refuse_reports))
             return
         if hello.gone:
             while (message := await context.read()).WhichOneof("body") != "goodbye":
@@ -185,3 +189,8 @@ async def eventually(condition: Callable[[], Any], timeout_s: float = 30.0) -> f
         assert time.monotonic() - started < timeout_s, f"not in {timeout_s} s"
         await asyncio.sleep(0.005)
     return time.monotonic() - started
+
+
+def ends_of(batches: Iterable[pb.Events]) -> set[tuple[int, int]]:
+    """(placement, index) of what they are about."""
+    return {(e.placement, i) for batch in batches for e in batch.events for i in range(e.start, e.stop)}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tiflow.exec import frames, guardian, procs
+from tiflow.exec import frames, guardian, procs, salvage
 from tiflow.exec.frames import Message
 
 SETTINGS = {"data_dir": "/nonexistent", "work_dir": "/nonexistent", "log_bytes_max": 1, "result_bytes_max": 1}
@@ -68,3 +68,31 @@ def test_a_program_that_is_not_there_will_not_be_there_later(order):
 
     assert answer["error"] == "program '/no/such/program' was not found on this executor"
     assert answer["final"]
+
+
+@pytest.mark.parametrize("told", ["nothing", "read", "signal", "kill_all"])
+def test_the_end_of_a_command_is_kept_until_the_agent_has_it(told):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        guard = guardian.Guardian(theirs)
+        guard._obey({"op": "lease", "until_ns": procs.boot_ns() + 60 * 10**9}, [])
+        fds = [os.open(os.devnull, os.O_RDWR) for _ in range(2)]
+        guard._obey(command() | {"argv": ["sh", "-c", "trap '' TERM; exit 3"], "task": [7, 5]}, fds)
+        (pid,) = guard._pids.values()
+        if told == "signal":
+            guard._obey({"op": "signal", "token": "c1", "signal": 15}, [])
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        guard._reap()
+        if told in ("read", "kill_all"):
+            guard._obey({"op": told, "token": "c1"}, [])
+
+        fd = guardian.salvage_file(guard.ended())
+
+        (report,) = salvage.commands(fd) or [None]
+        os.close(fd)
+        if told == "nothing":
+            assert (report.placement, report.start, report.stop, report.kind) == (7, 5, 6, "failed")
+            assert (report.error, report.exit_code) == ("exit code 3", 3)
+            assert report.cpu_us > 0
+        else:
+            assert report is None

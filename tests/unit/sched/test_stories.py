@@ -8,35 +8,28 @@ from tests.unit.sched.support import KEPT, Cluster
 from tiflow.errors import (
     AlreadyExists,
     FailedPrecondition,
-    Internal,
     InvalidArgument,
     NotFound,
-    Rejected,
-    ResourceExhausted,
 )
-from tiflow.sched import executors, machine
+from tiflow.sched import tasks as tasks_module
 from tiflow.sched.commands import (
+    FORMAT,
     CancelJob,
     DeleteJob,
     ExpireExecutor,
     Place,
     PlaceTasks,
-    RegisterExecutor,
-    RerunLost,
+    SetFormat,
     SubmitJob,
     TaskEvent,
     TaskEvents,
 )
-from tiflow.sched.machine import Machine, UnreadableEntry
 from tiflow.sched.model import (
-    AMOUNT_MAX,
     CHUNK_TASKS,
-    LOST_MAX,
     SUBMIT_WINDOW_MS,
     Command,
     Deleted,
     GroupSpec,
-    Job,
     JobSpec,
     JobState,
     Python,
@@ -44,9 +37,9 @@ from tiflow.sched.model import (
     Selector,
     TaskState,
 )
-from tiflow.sched.tasks import backoff_ms, runs
+from tiflow.sched.tasks import ERRORS_FORMAT, backoff_ms
 from tiflow.sched.validate import validate_spec
-from tiflow.sched.views import newest_rows, progress, results, task_state, tasks
+from tiflow.sched.views import newest_rows, progress, results, task_state
 
 
 @pytest.fixture
@@ -275,139 +268,6 @@ def test_tasks_of_two_chunks_end_in_one_event(cluster):
     assert progress(cluster.state, cluster.state.jobs["j"]).failed == 4
 
 
-# Losing executors.
-
-
-def test_what_runs_on_an_executor_that_expires_waits_again_at_once(cluster):
-    job, executor = cluster.submit(count=5), cluster.register()
-    cluster.place(job, executor, 0, 5)
-
-    assert cluster.apply(ExpireExecutor(executor.uid, executor.incarnation)) == 5
-
-    assert cluster.task(job, 4) == (TaskState.WAITING, 2)
-    assert cluster.state.out(executor.uid) == 0
-
-
-def test_an_expiry_of_an_older_incarnation_is_void(cluster):
-    job = cluster.submit()
-    old, new = cluster.register(boot_id="1"), cluster.register(boot_id="2")
-    cluster.place(job, new, 0, 1)
-
-    cluster.apply(ExpireExecutor(old.uid, old.incarnation))
-
-    assert cluster.state.executors[new.uid].alive
-    assert cluster.task(job)[0] is TaskState.PLACED
-
-
-def test_a_new_process_of_an_executor_ends_what_the_old_one_had(cluster):
-    job, old = cluster.submit(), cluster.register(boot_id="1")
-    placement = cluster.place(job, old, 0, 1)
-
-    new = cluster.register(boot_id="2")
-
-    assert cluster.task(job) == (TaskState.WAITING, 2)
-    assert new.incarnation > old.incarnation
-    assert cluster.event(placement, "succeeded") == 1, "the old process has lost its say"
-
-
-def test_what_an_executor_says_was_used_can_be_kept_however_much_it_is(cluster):
-    job, executor = cluster.submit(count=3), cluster.register(slots=3)
-    placement = cluster.place(job, executor, 0, 3)
-    for index in range(3):
-        cluster.event(placement, "succeeded", index, index + 1, cpu_us=(1 << 64) - 1)
-
-    restored = Machine()
-    restored.restore(b"".join(cluster.machine.snapshot()))
-
-    assert restored.state.groups[job.uid, "g"].cpu_us == AMOUNT_MAX
-
-
-def test_registering_twice_is_registering_once(cluster):
-    assert cluster.register() == cluster.register()
-
-
-def test_a_process_whose_lease_ran_out_can_come_back(cluster):
-    old = cluster.register()
-    cluster.apply(ExpireExecutor(old.uid, old.incarnation))
-
-    new = cluster.register()
-
-    assert new.alive
-    assert new.incarnation > old.incarnation
-
-
-def test_a_name_is_taken_only_while_its_executor_is_alive(cluster):
-    old = cluster.register("e")
-    newcomer = RegisterExecutor("other uid", "b", "e", "h:1", 1)
-
-    with pytest.raises(AlreadyExists, match="e is alive on e:1"):
-        cluster.apply(newcomer)
-    cluster.apply(ExpireExecutor(old.uid, old.incarnation))
-
-    assert cluster.apply(newcomer).alive
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"uid": ""}, "uid: 0"),
-        ({"boot_id": ""}, "boot_id: 0"),
-        ({"name": "a b"}, "name: 'a b'"),
-        ({"slots": 0}, "slots: 0 is not in 1 to 10000"),
-        ({"labels": {"": "x"}}, "labels: ''"),
-        ({"labels": {f"l{n}": "" for n in range(65)}}, "labels: number of them: 65 is not in 0 to 64"),
-        ({"labels": {"zone": "x" * 257}}, "labels.zone: characters: 257 is not in 0 to 256"),
-        ({"version": "1" * 129}, "version: characters: 129 is not in 0 to 128"),
-        ({"address": "x" * 301}, "address: 301 characters"),
-        ({"address": ""}, "address: empty"),
-    ],
-)
-def test_an_executor_that_cannot_be_is_refused(fields, message):
-    good = RegisterExecutor("u", "b", "e", "h:1", 1)
-
-    with pytest.raises(InvalidArgument, match=message):
-        executors.validate_registration(replace(good, **fields))
-
-
-def test_a_task_that_is_lost_too_often_fails(cluster):
-    job = cluster.submit()
-    for attempt in range(1, LOST_MAX + 1):
-        assert cluster.stands(job) is not JobState.FAILED
-        executor = cluster.register(boot_id=str(attempt))
-        cluster.place(job, executor, 0, 1, attempt=attempt)
-        cluster.apply(ExpireExecutor(executor.uid, executor.incarnation))
-
-    assert cluster.stands(job) is JobState.FAILED
-    assert "lost 5 times with its executor; the last was e" in results(cluster.state, job.uid, 0, 1)[0][1].error
-
-
-def test_dead_executors_are_forgotten_oldest_first_when_there_are_many(cluster, monkeypatch):
-    monkeypatch.setattr("tiflow.sched.state.EXECUTORS_DEAD_MAX", 2)
-    found = [cluster.register(name) for name in "abcd"]
-
-    for executor in found:
-        cluster.apply(ExpireExecutor(executor.uid, executor.incarnation))
-
-    assert list(cluster.state.executors) == ["uid-c", "uid-d"]
-
-
-def test_when_all_executors_are_there_one_can_still_restart(cluster, monkeypatch):
-    monkeypatch.setattr("tiflow.sched.executors.EXECUTORS_MAX", 1)
-    cluster.register("a", boot_id="1")
-
-    with pytest.raises(ResourceExhausted, match="1 executors are alive"):
-        cluster.register("b")
-    assert cluster.register("a", boot_id="2").alive
-
-
-def test_there_are_only_so_many_jobs(cluster, monkeypatch):
-    monkeypatch.setattr("tiflow.sched.jobs.JOBS_MAX", 1)
-    cluster.submit("a")
-
-    with pytest.raises(ResourceExhausted, match="1 jobs exist; delete some"):
-        cluster.submit("b")
-
-
 # Placing.
 
 
@@ -517,6 +377,20 @@ def test_a_long_error_is_cut(cluster):
     assert results(cluster.state, job.uid, 0, 1)[0][1].error == "x" * 1_000
 
 
+@pytest.mark.parametrize(("format", "later"), [(FORMAT, 100), (ERRORS_FORMAT - 1, 1_000)])
+def test_of_many_errors_the_first_ones_are_kept_whole(cluster, monkeypatch, format, later):
+    monkeypatch.setattr(tasks_module, "ERRORS_WHOLE_MAX", 2)
+    cluster.apply(SetFormat(format))
+    job, executor = cluster.submit(count=4), cluster.register(slots=4)
+    placement = cluster.place(job, executor, 0, 4)
+
+    for index in range(4):
+        cluster.event(placement, "failed", index, index + 1, error=f"{index}" * 2_000, final=True)
+
+    kept = [row.error for _, row in results(cluster.state, job.uid, 0, 9)]
+    assert kept == [f"{index}" * chars for index, chars in enumerate((1_000, 1_000, later, later))]
+
+
 # Canceling and deleting.
 
 
@@ -605,240 +479,3 @@ def test_an_order_for_a_uid_does_not_touch_a_later_job_of_the_same_id(cluster):
     cluster.apply(DeleteJob("j", first.uid))
 
     assert cluster.stands(second) is JobState.CREATED
-
-
-# Lost results.
-
-
-def lost_result(cluster: Cluster) -> Job:
-    """A finished job, whose only result was on an executor that is gone."""
-    job, executor = cluster.submit(), cluster.register()
-    cluster.event(cluster.place(job, executor, 0, 1), "succeeded", results=KEPT)
-    cluster.apply(ExpireExecutor(executor.uid, executor.incarnation))
-    return job
-
-
-def test_a_task_whose_result_was_lost_runs_again(cluster):
-    job = lost_result(cluster)
-    assert cluster.stands(job) is JobState.FINISHED
-
-    cluster.apply(RerunLost(job.uid, 0, 0))
-
-    assert cluster.stands(job) is JobState.RUNNING
-    assert cluster.task(job) == (TaskState.WAITING, 2)
-    assert cluster.state.jobs["j"].ended_at_ms == 0
-
-
-def test_a_repeat_of_a_rerun_is_void_even_after_the_task_succeeded_again(cluster):
-    job = lost_result(cluster)
-    cluster.apply(RerunLost(job.uid, 0, 0))
-    cluster.apply(RerunLost(job.uid, 0, 0))
-    cluster.event(cluster.place(job, cluster.register("f"), 0, 1, attempt=2), "succeeded", results=KEPT)
-
-    cluster.apply(RerunLost(job.uid, 0, 0))
-
-    assert cluster.stands(job) is JobState.FINISHED
-
-
-def test_a_result_that_can_be_had_is_not_computed_again(cluster):
-    job, executor = cluster.submit(count=2), cluster.register()
-    inline = msgpack.encode([b"small"])
-    cluster.event(cluster.place(job, executor, 0, 1), "succeeded", results=KEPT)
-    cluster.event(cluster.place(job, executor, 1, 2), "succeeded", results=inline)
-
-    cluster.apply(RerunLost(job.uid, 0, 0))  # its executor is alive
-    cluster.apply(ExpireExecutor(executor.uid, executor.incarnation))
-    cluster.apply(RerunLost(job.uid, 1, 1))  # it is in the row
-
-    assert cluster.stands(job) is JobState.FINISHED
-
-
-def test_each_result_of_a_row_can_be_lost_once(cluster):
-    job, executor = cluster.submit(count=2), cluster.register()
-    both = msgpack.encode([[9_999, b"a"], [9_999, b"b"]])
-    cluster.event(cluster.place(job, executor, 0, 2), "succeeded", results=both)
-    cluster.apply(ExpireExecutor(executor.uid, executor.incarnation))
-    for index in (0, 1):
-        cluster.apply(RerunLost(job.uid, 0, index))
-    other = cluster.register("f")
-    cluster.event(cluster.place(job, other, 0, 2, attempt=2), "succeeded", results=both)
-
-    for index in (0, 1):
-        cluster.apply(RerunLost(job.uid, 0, index))
-
-    assert cluster.stands(job) is JobState.FINISHED
-
-
-def test_a_canceled_job_computes_nothing_again(cluster):
-    job, executor = cluster.submit(count=2), cluster.register()
-    cluster.event(cluster.place(job, executor, 0, 1), "succeeded", results=KEPT)
-    cluster.apply(CancelJob("j"))
-    cluster.apply(ExpireExecutor(executor.uid, executor.incarnation))
-
-    cluster.apply(RerunLost(job.uid, 0, 0))
-
-    assert cluster.task(job, 0)[0] is TaskState.SUCCEEDED
-    assert cluster.stands(job) is JobState.CANCELED
-
-
-def test_a_rerun_of_nothing_is_refused(cluster):
-    job = lost_result(cluster)
-
-    with pytest.raises(NotFound):
-        cluster.apply(RerunLost(job.uid, 1, 0))
-    with pytest.raises(InvalidArgument, match="says nothing good of task 1"):
-        cluster.apply(RerunLost(job.uid, 0, 1))
-
-
-# The machine.
-
-
-def test_an_entry_that_cannot_be_read_stops_the_process():
-    with pytest.raises(UnreadableEntry, match="needs a newer tiflow"):
-        Machine().apply(b"\xff")
-
-
-def test_a_snapshot_that_cannot_be_read_leaves_the_state(cluster):
-    cluster.submit()
-    data = b"".join(cluster.machine.snapshot())
-    before = cluster.machine.digest()
-
-    for damaged in (data[:-1], data[:3], b"\0\0\0\0", b"\0\0\0\x06" + b"\x92\xa3new\x90"):
-        with pytest.raises(UnreadableEntry):
-            cluster.machine.restore(damaged)
-
-    assert cluster.machine.digest() == before
-
-
-def test_a_bug_in_a_handler_is_an_answer_and_changes_nothing(cluster, monkeypatch):
-    def buggy(draft, command):
-        draft.closed.append(1 / 0)
-
-    monkeypatch.setitem(machine.HANDLERS, CancelJob, buggy)
-
-    reply = machine._answer(cluster.state, CancelJob("j"))
-
-    assert isinstance(reply.error, Internal)
-    assert str(reply.error) == "CancelJob: ZeroDivisionError: division by zero"
-
-
-def test_running_out_of_memory_is_not_an_answer(cluster, monkeypatch):
-    def hungry(draft, command):
-        raise MemoryError
-
-    monkeypatch.setitem(machine.HANDLERS, CancelJob, hungry)
-
-    with pytest.raises(MemoryError):
-        machine._answer(cluster.state, CancelJob("j"))
-
-
-def test_a_command_of_a_later_format_is_refused(cluster, monkeypatch):
-    monkeypatch.setattr(CancelJob, "since", 2)
-
-    with pytest.raises(Rejected, match="needs format 2; this is 1"):
-        cluster.apply(CancelJob("j"))
-
-
-def test_a_snapshot_is_of_the_moment_when_it_was_asked_for(cluster):
-    cluster.submit("a")
-    expected = b"".join(cluster.machine.snapshot())
-
-    frames = cluster.machine.snapshot()
-    cluster.submit("b")
-
-    assert b"".join(frames) == expected
-
-
-def test_log_time_never_falls(cluster):
-    cluster.submit("a")
-    cluster.now_ms -= 500
-    cluster.submit("b")
-
-    assert cluster.state.now_ms == cluster.now_ms + 500
-    assert cluster.state.wall_ms == cluster.now_ms
-
-
-# What changed.
-
-
-def test_changes_come_in_the_order_of_their_last_write_and_each_once(cluster):
-    a, b, c = (cluster.submit(id) for id in "abc")
-    cluster.apply(CancelJob("a"))
-    cluster.apply(DeleteJob("a"))
-    cluster.apply(CancelJob("b"))
-
-    changed = cluster.state.changed_since(0, 9)
-
-    assert [(record.mod_revision, record.uid) for record in changed] == [(3, c.uid), (5, a.uid), (6, b.uid)]
-    assert cluster.state.changed_since(0, 1) == changed[:1]
-    assert cluster.state.changed_since(5, 9) == changed[2:]
-
-
-def test_changes_of_one_revision_are_not_parted(cluster):
-    jobs, executor = [cluster.submit(id) for id in "abc"], cluster.register()
-    for job in jobs:
-        cluster.place(job, executor, 0, 1)
-    revision = cluster.state.revision
-    for job in jobs:
-        cluster.apply(CancelJob(job.id))
-    cluster.apply(ExpireExecutor(executor.uid, executor.incarnation))
-
-    assert len(cluster.state.changed_since(revision, 1)) == 3
-
-
-def test_a_jobs_revision_moves_with_its_counters(cluster):
-    job, executor = cluster.submit(count=2), cluster.register()
-    placement = cluster.place(job, executor, 0, 2)
-    record = cluster.state.jobs["j"]
-
-    cluster.event(placement, "succeeded", 0, 1)
-
-    assert cluster.state.jobs["j"] == record
-    assert cluster.state.job_revision(record) == cluster.state.revision
-
-
-# Views.
-
-
-def test_tasks_are_shown_as_ranges(cluster):
-    job, executor = cluster.submit(count=10), cluster.register()
-    placement = cluster.place(job, executor, 0, 8)
-    cluster.event(placement, "started", 0, 2)
-    cluster.event(placement, "succeeded", 1, 3)
-    cluster.event(placement, "failed", 6, 7, final=True)
-    cluster.event(placement, "released", 7, 8)
-
-    shown = [(row.start, row.stop, row.state, row.attempt) for row in tasks(cluster.state, job, 9)]
-
-    assert shown == [
-        (0, 1, "running", 1),
-        (3, 6, "placed", 1),
-        (7, 8, "waiting", 2),
-        (6, 7, "failed", 0),
-        (1, 3, "succeeded", 0),
-        (8, 10, "waiting", 1),
-    ]
-    assert len(tasks(cluster.state, job, 2)) == 2
-
-
-def test_a_task_that_is_not_there_is_an_index_error(cluster):
-    job = cluster.submit(count=2)
-
-    with pytest.raises(IndexError, match="has tasks 0 to 1, not 2"):
-        task_state(cluster.state, job, "g", 2)
-
-
-def test_results_are_read_from_a_position(cluster):
-    job, executor = cluster.submit(count=3), cluster.register()
-    for index in range(3):
-        cluster.event(cluster.place(job, executor, index, index + 1), "succeeded", results=KEPT)
-
-    assert [row.start for _, row in results(cluster.state, job.uid, 1, 1)] == [1]
-    assert [row.start for _, row in results(cluster.state, job.uid, 1, 9)] == [1, 2]
-    assert results(cluster.state, 999, 0, 9) == []
-
-
-def test_runs_of_a_bit_set():
-    assert list(runs(0b1011_0011, 10)) == [(10, 12), (14, 16), (17, 18)]
-    assert list(runs(0, 10)) == []
-    assert list(runs((1 << 512) - 1, 5)) == [(5, 517)]
