@@ -84,7 +84,7 @@ wheel: dev-setup  ## dist/tiflow-*.whl
 .PHONY: deploy_test
 deploy_test: dev-setup  ## The image and the docker-compose clusters, for real: built, started, hurt, upgraded (minutes)
 	scripts/deploy-tools.sh
-	$(PY) -m tests.deploy.live
+	$(PY) -m tests.deploy.live $(DEPLOY_ARGS)
 
 ##@ Measure
 

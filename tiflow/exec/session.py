@@ -203,7 +203,8 @@ class Session:
             except TimeoutError:
                 raise _Cut("no connection") from None
             except grpc.aio.AioRpcError as error:
-                raise _Cut(f"{error.code().name}: {error.details()}") from None
+                why = await asyncio.to_thread(self._tls.explain, address, error.details() or "") if self._tls else ""
+                raise _Cut(why or f"{error.code().name}: {error.details()}") from None
             except asyncio.InvalidStateError:  # what grpc.aio raises for a write to a call that has ended
                 raise _Cut("the stream has ended") from None
 

@@ -1,11 +1,13 @@
 """How `tiflow dev` lays out a cluster. That it runs one is tested in tests/cluster."""
 
 import fcntl
+import socket
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tiflow.cli import dev
 from tiflow.cli.dev import Cluster, _plan
 from tiflow.cli.main import main
 from tiflow.errors import FailedPrecondition
@@ -25,6 +27,55 @@ def test_free_ports_differ(tmp_path: Path):
     children = _plan(tmp_path, 3, 2, 0)
 
     assert len({address for child in children for address in (child.addr, child.http) if address}) == 8
+
+
+def addresses(directory: Path) -> list[str]:
+    return [address for child in _plan(directory, 3, 2, None) for address in (child.addr, child.http) if address]
+
+
+def test_the_first_master_is_where_clients_look_unless_something_else_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    usual = [10240, 10250, 11240, 11250, 12240, 12250, 10301, 10302]
+    if all(map(is_free, usual)):
+        assert addresses(tmp_path) == [f"127.0.0.1:{port}" for port in usual]
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for one in taken:
+            one.bind(("127.0.0.1", 0))
+            one.listen()
+        master, executor = (one.getsockname()[1] for one in taken)
+        monkeypatch.setattr(dev, "PORT", master)
+        monkeypatch.setattr(dev, "EXECUTOR_PORT", executor)
+        (tmp_path / "2").mkdir()
+
+        found = addresses(tmp_path / "2")
+
+    assert not {f"127.0.0.1:{master}", f"127.0.0.1:{executor}"} & set(found)
+    assert len(set(found)) == 8
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as one:
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def test_what_to_type_next_needs_no_address_where_clients_find_the_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    told = []
+    for base in 10_240, 20_000:
+        directory = tmp_path / str(base)
+        directory.mkdir()
+        dev._welcome(Cluster(directory, _plan(directory, 1, 1, base), 1))
+        told.append(capsys.readouterr().out)
+
+    assert "127.0.0.1:10240 is found by itself" in told[0]
+    assert f"    export TIFLOW_MASTER_ADDRS=127.0.0.1:20000\n    {dev._program()} job run" in told[1]
 
 
 def test_a_directory_keeps_its_addresses(tmp_path: Path):
