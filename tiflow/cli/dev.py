@@ -16,13 +16,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from tiflow.cli.common import DEFAULT_MASTER_ADDRS, print_json, print_table
 from tiflow.config import prepare_data_dir
 from tiflow.errors import FailedPrecondition, InvalidArgument, TiflowError, Unavailable
+
+if TYPE_CHECKING:
+    from tiflow.client import MasterInfo
 
 READY_S_MAX = 60.0
 STOP_S_MAX = 15.0
@@ -145,7 +148,7 @@ class Cluster:
                         raise FailedPrecondition(f"{self._epitaph(child)}; see {self._log_path(child)}")
                 try:
                     alive = sum(one.state == "alive" for one in client.executors())
-                    if alive >= executors:
+                    if alive >= executors and self._are_ours(client.raft_status()):
                         return True
                     reason = f"{alive} of {executors} executors have joined"
                 except TiflowError as error:
@@ -156,6 +159,10 @@ class Cluster:
                     )
                 time.sleep(POLL_S / 2)
         return False
+
+    def _are_ours(self, masters: Sequence["MasterInfo"]) -> bool:
+        """Another cluster may answer at our addresses, until our processes have found that the ports are taken."""
+        return {master.pid for master in masters if master.reachable} <= {_pid(child) for child in self.children}
 
     def report_ended(self) -> None:
         """Say it once of each process that has ended; the others go on."""
@@ -334,7 +341,9 @@ def _welcome(cluster: Cluster) -> None:
     export = f"export TIFLOW_MASTER_ADDRS={cluster.master_addrs}"
     needed, also = (f"    {export}\n", "")
     if first == DEFAULT_MASTER_ADDRS:
-        needed, also = "", f"\n{first} is found by itself; while that master is down:\n\n    {export}\n"
+        needed = ""
+        if first != cluster.master_addrs:
+            also = f"\nClients find {first} by themselves; while that master is down:\n\n    {export}\n"
     click.echo(
         f"""
 The cluster is ready. Its files and logs are in {cluster.directory}

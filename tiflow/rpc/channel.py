@@ -163,7 +163,7 @@ class _Search:
         """Return if another attempt is worth it, else raise."""
         error = from_rpc_error(failure, write=write)
         if not isinstance(error, Unavailable | OutcomeUnknown):
-            raise error from None
+            raise (error if is_ours(failure) else type(error)(f"{address}: {error}")) from None
         self.perhaps |= isinstance(error, OutcomeUnknown)
         self._answered |= is_ours(failure)
         self._untried.discard(address)

@@ -79,6 +79,8 @@ def reason(details: str) -> str:
     for words in ("Connection refused", "Deadline Exceeded", "Connection reset", "Socket closed"):
         if words.lower() in details.lower():
             return {"Deadline Exceeded": "no answer in time"}.get(words, words.lower())
+    if "http1.x server" in details or "Failed parsing HTTP/2" in details:
+        return "what answers there does not speak gRPC (is it a master's HTTP port, 10250 by default?)"
     if "hostname verification" in details.lower():  # gRPC says UNAVAILABLE of it, or UNAUTHENTICATED
         return OTHER_HOST
     if "DNS" in details or "Domain name" in details or "resolution" in details:

@@ -4,6 +4,7 @@ import fcntl
 import socket
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,14 +69,16 @@ def test_what_to_type_next_needs_no_address_where_clients_find_the_cluster(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     told = []
-    for base in 10_240, 20_000:
-        directory = tmp_path / str(base)
+    for base, masters in (10_240, 3), (10_240, 1), (20_000, 3):
+        directory = tmp_path / f"{base}-{masters}"
         directory.mkdir()
-        dev._welcome(Cluster(directory, _plan(directory, 1, 1, base), 1))
+        dev._welcome(Cluster(directory, _plan(directory, masters, 1, base), 1))
         told.append(capsys.readouterr().out)
 
-    assert "127.0.0.1:10240 is found by itself" in told[0]
-    assert f"    export TIFLOW_MASTER_ADDRS=127.0.0.1:20000\n    {dev._program()} job run" in told[1]
+    assert "while that master is down:\n\n    export TIFLOW_MASTER_ADDRS=127.0.0.1:10240," in told[0]
+    assert "export" not in told[1]
+    addresses = "127.0.0.1:20000,127.0.0.1:20002,127.0.0.1:20004"
+    assert f"    export TIFLOW_MASTER_ADDRS={addresses}\n    {dev._program()} job run" in told[2]
 
 
 def test_a_directory_keeps_its_addresses(tmp_path: Path):
@@ -110,3 +113,22 @@ def test_a_directory_has_one_cluster_at_a_time(tmp_path: Path, capsys: pytest.Ca
 
     assert code == 5
     assert "another tiflow dev uses it; stop that one" in capsys.readouterr().err
+
+
+def test_another_cluster_at_the_same_ports_is_not_taken_for_this_one(
+    tmp_path: Path,
+):
+    port = dev._ports(1, 0, 0)[0]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "late").mkdir()
+    other = Cluster(tmp_path / "other", _plan(tmp_path / "other", 1, 0, port), 1)
+    late = Cluster(tmp_path / "late", _plan(tmp_path / "late", 1, 0, port), 1)
+    try:
+        other.start()
+        assert other.wait_ready(SimpleNamespace(asked=False))
+        late.start()
+        with pytest.raises(FailedPrecondition, match=r"m0 ended with code 5.* is in use by another process"):
+            late.wait_ready(SimpleNamespace(asked=False))
+    finally:
+        late.stop()
+        other.stop()

@@ -88,6 +88,10 @@ def test_what_is_not_marked_came_from_the_wire(code: Any, details: str, read: ty
         ("failed to connect to all addresses; last error: … connect: Connection refused (111)", "connection refused"),
         ("Deadline Exceeded", "no answer in time"),
         ("DNS resolution failed for nohost:1", "the host name is not known"),
+        (
+            "failed to connect to all addresses; … Failed parsing HTTP/2 (… Trying to connect an http1.x server (…))",
+            "what answers there does not speak gRPC (is it a master's HTTP port, 10250 by default?)",
+        ),
         ("", "the connection was lost"),
     ],
 )
