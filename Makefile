@@ -48,9 +48,10 @@ test: dev-setup  ## The fast tests: unit and golden
 
 .PHONY: engine_unit_test
 engine_unit_test:  ## All checks and tests, from nothing (what CI runs); PYTEST_ARGS="-k word" for some of them
-	scripts/test-setup.sh
-	$(MAKE) --no-print-directory check
-	scripts/deploy-tools.sh
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || scripts/test-setup.sh
+	@# what waits for the network goes beside what computes
+	scripts/test-setup.sh & beside=$$!; $(MAKE) --no-print-directory dev-setup && wait $$beside
+	scripts/deploy-tools.sh & beside=$$!; $(MAKE) --no-print-directory check && wait $$beside
 	$(PY) -m pytest --durations=10 $(PYTEST_ARGS)
 
 .PHONY: sim

@@ -2,10 +2,13 @@
 
     make deploy_test
 
-What it starts, it stops. `--where-possible`: a machine that cannot run a docker engine is no failure.
+What it starts, it stops. `--where-possible`: a machine that cannot run a docker engine, or not within the seconds of
+`--within`, is no failure.
 """
 
+import argparse
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,11 +21,18 @@ from tests.deploy.pods import MARKS, RUN_ENGINE, Cluster, until
 
 NEXT_IMAGE: Final = "dataflow:next"
 OVER_BASE_BYTES_MAX: Final = 200_000_000
+#: how pip and apt say that they do not reach what they need
+NETWORK: Final = ("Could not connect", "Failed to fetch", "Max retries", "Read timed out", "Temporary failure")
 
 
 def build(docker: Docker) -> None:
     environment = {"BUILD_ARGS": "--network=host", "DOCKER_BUILDKIT": "0"}
-    docker.run("bash", RUN_ENGINE, "build", env=environment, timeout_s=1_200)
+    try:
+        docker.run("bash", RUN_ENGINE, "build", env=environment, timeout_s=1_200)
+    except Failed as error:
+        if any(words in str(error) for words in NETWORK):
+            raise Impossible(f"the image cannot be built without its packages: {error}") from error
+        raise
     sizes = [int(docker.run("docker", "inspect", "-f", "{{.Size}}", image)) for image in (IMAGE, "python:3.11-slim")]
     over_base = sizes[0] - sizes[1]
     say(f"built {IMAGE}: {sizes[0] / 1e6:.0f} MB, {over_base / 1e6:.0f} over its base")
@@ -134,7 +144,23 @@ STEPS: Final[Sequence[Callable[[Cluster], None]]] = (
 )
 
 
+def _end_orderly(within_s: int) -> None:
+    """Whatever ends this, the engine is stopped first."""
+
+    def give_up(*_: object) -> None:
+        raise Impossible(f"this machine has not come to the end within {within_s} s")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.alarm(within_s)
+
+
 def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.deploy.live")
+    parser.add_argument("--where-possible", action="store_true")
+    parser.add_argument("--within", type=int, default=0, metavar="SECONDS")
+    options = parser.parse_args(argv)
+    _end_orderly(options.within)
     for part in ("marks", "master"):
         shutil.rmtree(Path("/tmp/df") / part, ignore_errors=True)
     MARKS.mkdir(parents=True)
@@ -150,13 +176,14 @@ def main(argv: Sequence[str]) -> int:
             docker.network("own")
             cluster = Cluster(docker, mysql)
             stack.callback(cluster.stop)
+            stack.callback(signal.alarm, 0)  # what follows is not to be interrupted
             for step in STEPS:
                 step(cluster)
                 passed += 1
                 say(f"ok: {step.__name__.replace('_', ' ')}")
     except Impossible as reason:
         say(f"SKIPPED: {reason}")
-        return 0 if "--where-possible" in argv else 1
+        return 0 if options.where_possible else 1
     except Failed as broken:
         say(f"FAILED: {broken}")
         print(f"{passed} passed, 1 failed in {time.monotonic() - began_s:.0f}s")
