@@ -5,11 +5,13 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 from tests.deploy.tools import ENGINE, run, tool
 from tiflow import chaos
+from tiflow.config import load_executor, load_master
 
 CHART = str(ENGINE / "helm" / "tiflow")
 HELMS = ("helm3", "helm4")
@@ -107,6 +109,19 @@ def test_the_chaos_test_case_has_the_name_of_the_seeds_and_options_that_its_prog
     assert given.keys() <= {option for parameter in chaos.cli.params for option in parameter.opts}
     variables = {parameter.envvar for parameter in chaos.cli.params if parameter.envvar}
     assert set(re.findall(r"TIFLOW_[A-Z_]+", text)) == variables
+
+
+@pytest.mark.parametrize("name", ["everything", "chaos with tls"])
+def test_pods_have_settings_that_tiflow_takes(name: str, made: dict[tuple[str, str], Told], tmp_path: Path):
+    for kind, load, others in (
+        ("master", load_master, {"addr": "0.0.0.0:10240", "advertise_addr": "m0:10240"}),
+        ("executor", load_executor, {"addr": "0.0.0.0:10241", "advertise_addr": "e0:10241", "join": ("m0:10240",)}),
+    ):
+        text = re.search(rf"^  {kind}\.toml: \|\n((?:    .*\n)+)", made["helm4", name][1], re.MULTILINE)
+        assert text
+        file = tmp_path / f"{kind}.toml"
+        file.write_text(dedent(text[1]))
+        assert load(str(file), **others).security.insecure == (name == "everything")
 
 
 def test_a_setting_of_one_kind_of_pod_restarts_no_pods_of_the_other():
