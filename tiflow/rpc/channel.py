@@ -167,13 +167,20 @@ class _Search:
         self.perhaps |= isinstance(error, OutcomeUnknown)
         self._answered |= is_ours(failure)
         self._untried.discard(address)
-        if (tls := self._master.tls) is not None and address not in self._distrusted and not is_ours(failure):
-            self._distrusted[address] = tls.explain(address, failure.details() or "")
+        if not is_ours(failure):
+            self._look_into(address, failure.details() or "")
         if self._left_s() <= 0 or self._refused_long_enough() or self._nobody_is_trusted():
             raise self._verdict(error) from None
         if isinstance(error, NotLeader) and error.leader and error.leader != address:
             time.sleep(BACKOFF_S_MIN)  # two that name each other would keep us going without a pause
             self._queue = [error.leader, *(other for other in self._queue if other != error.leader)]
+
+    def _look_into(self, address: str, details: str) -> None:
+        tls = self._master.tls
+        if tls is None or address in self._distrusted:
+            return
+        if why := tls.explain(address, details):
+            self._distrusted[address] = why
 
     def _refused_long_enough(self) -> bool:
         if self._answered or self.perhaps or self._untried:
@@ -182,7 +189,7 @@ class _Search:
 
     def _nobody_is_trusted(self) -> bool:
         """Asking again would not help: it takes another certificate, or other addresses."""
-        return not self._answered and all(map(self._distrusted.get, self._master.addresses))
+        return not self._answered and self._distrusted.keys() >= set(self._master.addresses)
 
     def _left_s(self) -> float:
         return self._began + self._timeout_s - time.monotonic()
@@ -204,8 +211,8 @@ class _Search:
             return Unavailable(
                 f"the masters at {listed} cannot answer: {error}; see `tiflow raft status`: a majority must be up"
             )
-        if reasons := "; ".join(filter(None, self._distrusted.values())):
-            return Unavailable(f"no master answered at {listed}: {reasons}")
+        if self._distrusted:
+            return Unavailable(f"no master answered at {listed}: {'; '.join(self._distrusted.values())}")
         hung_up = "socket closed" in str(error) and not self._master.uses_tls
         asked = ", and does it ask for certificates (--ca-path, --cert-path, --key-path)" if hung_up else ""
         return Unavailable(
