@@ -2,7 +2,7 @@
 
 import fcntl
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,20 +115,28 @@ def test_a_directory_has_one_cluster_at_a_time(tmp_path: Path, capsys: pytest.Ca
     assert "another tiflow dev uses it; stop that one" in capsys.readouterr().err
 
 
-def test_another_cluster_at_the_same_ports_is_not_taken_for_this_one(
-    tmp_path: Path,
-):
-    port = dev._ports(1, 0, 0)[0]
-    (tmp_path / "other").mkdir()
-    (tmp_path / "late").mkdir()
-    other = Cluster(tmp_path / "other", _plan(tmp_path / "other", 1, 0, port), 1)
-    late = Cluster(tmp_path / "late", _plan(tmp_path / "late", 1, 0, port), 1)
-    try:
-        other.start()
-        assert other.wait_ready(SimpleNamespace(asked=False))
-        late.start()
-        with pytest.raises(FailedPrecondition, match=r"m0 ended with code 5.* is in use by another process"):
-            late.wait_ready(SimpleNamespace(asked=False))
-    finally:
-        late.stop()
-        other.stop()
+def test_another_cluster_at_the_same_ports_is_not_taken_for_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cluster = Cluster(tmp_path, _plan(tmp_path, 1, 0, 20_000), 1)
+    ended: list[int] = []
+    process = SimpleNamespace(pid=7, returncode=5, poll=lambda: ended[0] if ended else None)
+    cluster.children[0].process = process
+    (tmp_path / "m0.log").write_text("127.0.0.1:20000 is in use")
+
+    class Other(nullcontext):
+        """Answers before our process has found that the port is taken."""
+
+        def executors(self) -> list[object]:
+            return []
+
+        def raft_status(self) -> list[object]:
+            ended.append(5)
+            return [SimpleNamespace(pid=8, reachable=True)]
+
+    monkeypatch.setattr("tiflow.client.Client", lambda *_, **__: Other(Other()))
+
+    with pytest.raises(FailedPrecondition, match=r"m0 ended with code 5: 127\.0\.0\.1:20000 is in use"):
+        cluster.wait_ready(SimpleNamespace(asked=False))
+
+    ended.clear()
+    process.pid = 8
+    assert cluster.wait_ready(SimpleNamespace(asked=False))
