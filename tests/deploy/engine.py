@@ -135,7 +135,12 @@ def engine() -> Iterator[Docker]:
 def _answers() -> bool:
     if not shutil.which("docker"):
         return False
-    asked = subprocess.run(["docker", "info"], capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    try:
+        asked = subprocess.run(
+            ["docker", "info"], capture_output=True, check=False, stdin=subprocess.DEVNULL, timeout=60
+        )
+    except subprocess.TimeoutExpired:
+        return False
     return asked.returncode == 0
 
 
