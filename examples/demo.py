@@ -146,7 +146,7 @@ def plain_count(paths: Iterable[str]) -> tuple[Counter[str], float]:
 def start_cluster(directory: Path) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
     """Returns: the `tiflow dev` process, and what its dev.json says."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tiflow", "dev", "--data-dir", str(directory)],
+        [sys.executable, "-m", "tiflow", "dev", "--data-dir", str(directory), "--port-base", "0"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
     )

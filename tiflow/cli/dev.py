@@ -16,19 +16,26 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tiflow.cli.common import print_json, print_table
+from tiflow.cli.common import DEFAULT_MASTER_ADDRS, print_json, print_table
 from tiflow.config import prepare_data_dir
 from tiflow.errors import FailedPrecondition, InvalidArgument, TiflowError, Unavailable
+
+if TYPE_CHECKING:
+    from tiflow.client import MasterInfo
 
 READY_S_MAX = 60.0
 STOP_S_MAX = 15.0
 POLL_S = 0.2
 PR_SET_PDEATHSIG = 1
 HOST = "127.0.0.1"
+#: of the first master, gRPC and HTTP, as clients look for it; the next masters have them PORT_STEP higher, as the
+#: containers of docker-compose do
+PORT, HTTP_PORT, PORT_STEP = 10240, 10250, 1_000
+EXECUTOR_PORT = 10301  #: of the first executor
 PLAN = "plan.json"  #: names and addresses, for the next start
 DESCRIPTION = "dev.json"  #: there while the cluster is up
 
@@ -41,11 +48,17 @@ DESCRIPTION = "dev.json"  #: there while the cluster is up
 @click.option("--executors", default=2, type=click.IntRange(0, 64), metavar="N", help="Default: 2.")
 @click.option("--slots", default=4, type=click.IntRange(1, 256), metavar="N", help="Of each executor. Default: 4.")
 @click.option(
-    "--port-base", default=0, type=click.IntRange(0, 65_000), metavar="PORT", help="Default: any free ports."
+    "--port-base",
+    type=click.IntRange(0, 65_000),
+    metavar="PORT",
+    help="Ports from PORT on; 0: any free ones. Default: 10240 …, where they are free.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print dev.json once the cluster is ready.")
-def dev(data_dir: str | None, masters: int, executors: int, slots: int, port_base: int, as_json: bool) -> int:
+def dev(data_dir: str | None, masters: int, executors: int, slots: int, port_base: int | None, as_json: bool) -> int:
     """Run masters and executors on this machine until Ctrl-C or SIGTERM, with metadata in SQLite.
+
+    The first master listens on 127.0.0.1:10240, where clients look when they are told no address. Ports that are in
+    use are replaced by free ones; DIR keeps those that it began with.
 
     A process that ends is reported and not started again: kill one, and see what happens. DIR/dev.json has all
     addresses and pids, DIR/NAME.log what each process logs.
@@ -135,7 +148,7 @@ class Cluster:
                         raise FailedPrecondition(f"{self._epitaph(child)}; see {self._log_path(child)}")
                 try:
                     alive = sum(one.state == "alive" for one in client.executors())
-                    if alive >= executors:
+                    if alive >= executors and self._are_ours(client.raft_status()):
                         return True
                     reason = f"{alive} of {executors} executors have joined"
                 except TiflowError as error:
@@ -146,6 +159,10 @@ class Cluster:
                     )
                 time.sleep(POLL_S / 2)
         return False
+
+    def _are_ours(self, masters: Sequence["MasterInfo"]) -> bool:
+        """Another cluster may answer at our addresses, until our processes have found that the ports are taken."""
+        return {master.pid for master in masters if master.reachable} <= {_pid(child) for child in self.children}
 
     def report_ended(self) -> None:
         """Say it once of each process that has ended; the others go on."""
@@ -240,7 +257,7 @@ def _lock(directory: Path, stack: ExitStack) -> None:
         ) from None
 
 
-def _plan(directory: Path, masters: int, executors: int, port_base: int) -> list[Child]:
+def _plan(directory: Path, masters: int, executors: int, port_base: int | None) -> list[Child]:
     """Names and addresses: those of before, when the directory has been used; else new ones."""
     plan = directory / PLAN
     if plan.exists():
@@ -253,9 +270,7 @@ def _plan(directory: Path, masters: int, executors: int, port_base: int) -> list
                 "give the same numbers, or another directory"
             )
         return children
-    wanted = 2 * masters + executors
-    ports = list(range(port_base, port_base + wanted)) if port_base else _free_ports(wanted)
-    addresses = iter([f"{HOST}:{port}" for port in ports])
+    addresses = iter([f"{HOST}:{port}" for port in _ports(masters, executors, port_base)])
     children = [
         *(Child("master", f"m{number}", next(addresses), next(addresses)) for number in range(masters)),
         *(Child("executor", f"e{number}", next(addresses)) for number in range(executors)),
@@ -270,12 +285,28 @@ def _write_json(target: Path, value: object) -> None:
     draft.replace(target)
 
 
-def _free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
+def _ports(masters: int, executors: int, base: int | None) -> list[int]:
+    """Of each master gRPC and HTTP, then those of the executors."""
+    wanted = 2 * masters + executors
+    if base:
+        return list(range(base, base + wanted))
+    usual = [port + PORT_STEP * number for number in range(masters) for port in (PORT, HTTP_PORT)]
+    usual += range(EXECUTOR_PORT, EXECUTOR_PORT + executors)
+    with ExitStack() as stack:  # each is held until all are known, so that no two are the same
+
+        def hold(port: int) -> int:
+            one = stack.enter_context(socket.socket())
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the cluster before may linger
+            one.bind((HOST, port))
+            return int(one.getsockname()[1])
+
+        ports = []
+        for port in usual if base is None else [0] * wanted:
+            try:
+                ports.append(hold(port))
+            except OSError:
+                ports.append(hold(0))
+        return ports
 
 
 def _die_with_parent(parent: int) -> Any:
@@ -305,6 +336,14 @@ def _welcome(cluster: Cluster) -> None:
         [(child.name, child.addr, child.http or "-", _pid(child)) for child in cluster.children],
     )
     http = next(child.http for child in cluster.children if child.kind == "master")
+    program = _program()
+    first = cluster.master_addrs.partition(",")[0]
+    export = f"export TIFLOW_MASTER_ADDRS={cluster.master_addrs}"
+    needed, also = (f"    {export}\n", "")
+    if first == DEFAULT_MASTER_ADDRS:
+        needed = ""
+        if first != cluster.master_addrs:
+            also = f"\nClients find {first} by themselves; while that master is down:\n\n    {export}\n"
     click.echo(
         f"""
 The cluster is ready. Its files and logs are in {cluster.directory}
@@ -312,9 +351,17 @@ Health and metrics of a master: http://{http}/readyz and http://{http}/metrics
 
 In another terminal:
 
-    export TIFLOW_MASTER_ADDRS={cluster.master_addrs}
-    tiflow job run examples/wordcount.toml
-    tiflow raft status
-
+{needed}    {program} job run examples/wordcount.toml
+    {program} raft status
+{also}
 Ctrl-C stops everything."""
     )
+
+
+def _program() -> str:
+    """What to type for this program: its name, or its path in a checkout."""
+    launcher = Path(__file__).resolve().parents[2] / "bin" / "tiflow"
+    if shutil.which("tiflow") or not launcher.exists():
+        return "tiflow"
+    here = Path.cwd()
+    return str(launcher.relative_to(here) if launcher.is_relative_to(here) else launcher)

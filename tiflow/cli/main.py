@@ -74,7 +74,7 @@ def cli(ctx: click.Context, /, **connection: str | None) -> None:
     \b
     Exit codes: 0 done; 1 the job failed, or there is no quorum; 2 bad input; 3 not found; 4 exists already;
     5 not in this state; 6 a limit; 7 no master answers; 8 the outcome is not known; 9 not allowed;
-    10 a certificate is for another host; 70 a bug in tiflow.
+    70 a bug in tiflow.
     """
     ctx.obj = connection
 

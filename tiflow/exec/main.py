@@ -288,7 +288,8 @@ async def _served(config: ExecutorConfig, data_dir: str, runner: "Runner", tls: 
     interceptors = tls.interceptors() if tls is not None else []
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], interceptors=interceptors)
     add_ExecutorServicer_to_server(Server(data_dir, runner.agent.runs, runner.members), server)
-    if not add_port(server, config.addr, tls):
+    host = parse_address(config.advertise_addr or config.addr, "advertise-addr")[0]
+    if not add_port(server, config.addr, tls, host):
         raise FailedPrecondition(
             f"addr = {config.addr}: the port is in use, or the address is not of this machine: choose another one"
             " with --addr"

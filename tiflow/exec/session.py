@@ -113,6 +113,7 @@ class Session:
         self._ttl_s = TTL_S_DEFAULT
         self._keepalive_s = 0.5
         self._told: dict[str, str] = {}  #: by master: the last reason for which it could not be talked to
+        self._looked_into: dict[str, tuple[str, str]] = {}  #: by master: gRPC's account, and what it meant
         self._seq = 0  #: of heartbeats
         self._sent: dict[int, float] = {}  #: heartbeat → when it was sent
         self._wake = asyncio.Event()
@@ -203,9 +204,17 @@ class Session:
             except TimeoutError:
                 raise _Cut("no connection") from None
             except grpc.aio.AioRpcError as error:
-                raise _Cut(f"{error.code().name}: {error.details()}") from None
+                raise _Cut(await self._why(address, error.code().name, error.details() or "")) from None
             except asyncio.InvalidStateError:  # what grpc.aio raises for a write to a call that has ended
                 raise _Cut("the stream has ended") from None
+
+    async def _why(self, address: str, code: str, details: str) -> str:
+        """Why there is no stream. The same account is looked into once, however often we try."""
+        if self._tls is None:
+            return f"{code}: {details}"
+        if self._looked_into.get(address, ("", ""))[0] != details:
+            self._looked_into[address] = details, await asyncio.to_thread(self._tls.explain, address, details)
+        return self._looked_into[address][1] or f"{code}: {details}"
 
     async def _bury(self, address: str, stream: _Stream, hello: pb.Hello, batches: list[pb.Events]) -> None:
         """Hand over what an earlier incarnation left in its journal, before registering ends all that it had."""

@@ -228,7 +228,8 @@ class _Master:
 
     @contextlib.asynccontextmanager
     async def _serve_grpc(self, server: grpc.aio.Server) -> AsyncIterator[None]:
-        if not add_port(server, self.config.addr, self.tls):
+        host = parse_address(self.config.advertise_addr, "advertise-addr")[0]
+        if not add_port(server, self.config.addr, self.tls, host):
             raise FailedPrecondition(_in_use(self.config.addr, "--addr"))
         await server.start()
         try:

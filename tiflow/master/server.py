@@ -369,7 +369,7 @@ class ApiServer(rpc.TiflowServicer):  # type: ignore[misc]
             found: pb.MasterStatus = response.masters[0]
             return found
         except grpc.aio.AioRpcError as error:
-            reason = str(error.details() or error.code().name)
+            reason = await self.peers.why(member.address, error)
             return pb.MasterStatus(
                 name=member.name, address=member.address, role="unreachable", error=reason, snapshot_age_s=-1
             )

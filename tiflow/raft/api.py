@@ -39,6 +39,10 @@ class Security(Protocol):
     def is_for(self, context: Any, host: str) -> bool:
         """Whether who calls a method of ours (`context` is the server's) showed a certificate that names `host`."""
 
+    def explain(self, address: str, details: str) -> str:
+        """Why no connection to `address` came about, if it is for a certificate, else an empty string; `details` is
+        gRPC's account of it. May block for 2 s."""
+
 
 class PeerStatus(Struct, frozen=True, kw_only=True):
     """A follower as its leader sees it."""

@@ -55,12 +55,7 @@ SERVER_OPTIONS: Final = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
 ]
 
-# UNAUTHENTICATED is gRPC's own: the peer's certificate is for another host
-_REFUSED = (
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.UNAUTHENTICATED,
-)
+_REFUSED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.PERMISSION_DENIED)
 
 # : they promise what the disk must hold first. A leader's appends promise nothing: it counts itself by its
 # disk
@@ -208,6 +203,7 @@ class GrpcTransport(HeldTransport):
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
         self.refused: dict[str, str] = {}  #: why, by peer
+        self._accounts: dict[str, str] = {}  #: gRPC's last of a connection that failed, by peer
 
     # --- for the node
 
@@ -310,9 +306,7 @@ class GrpcTransport(HeldTransport):
             try:
                 await self._call(link)
             except grpc.aio.AioRpcError as error:
-                details = error.details() or ""
-                if error.code() in _REFUSED or "handshake" in details.lower():
-                    self._note_refusal(link.member.name, details)
+                await self._note_failure(link.member, error.code(), error.details() or "")
             except TiflowError as error:
                 self._note_refusal(link.member.name, str(error))
             except (TimeoutError, ConnectionError, asyncio.InvalidStateError) as error:
@@ -335,11 +329,13 @@ class GrpcTransport(HeldTransport):
             try:
                 number = max(link.number + 1, time.time_ns())
                 session = _Session(number, call.read, call.write)
-                await call.write(pb.Batch(hello=self._hello(number)))
-                first = await asyncio.wait_for(call.read(), HELLO_TIMEOUT_S)
+                try:
+                    await call.write(pb.Batch(hello=self._hello(number)))
+                    first = await asyncio.wait_for(call.read(), HELLO_TIMEOUT_S)
+                except asyncio.InvalidStateError:  # what grpc.aio raises for a write to a call that has ended
+                    first = None
                 if not isinstance(first, pb.Batch):
-                    if await call.code() in _REFUSED:
-                        self._note_refusal(link.member.name, await call.details() or "")
+                    await self._note_failure(link.member, await call.code(), await call.details() or "")
                     return
                 hello = first.hello
                 reason = refusal(self._greet(), hello)
@@ -358,6 +354,7 @@ class GrpcTransport(HeldTransport):
             self._disconnect(link)
         link.session, link.number = session, session.number
         self.refused.pop(link.member.name, None)
+        self._accounts.pop(link.member.name, None)
         log.info("raft_peer_connected", peer=link.member.name)
         tasks = [
             asyncio.create_task(self._reader(link, session)),
@@ -463,6 +460,16 @@ class GrpcTransport(HeldTransport):
             link.joined = False
             self._onNodeDisconnected(link.peer)
             self._received()
+
+    async def _note_failure(self, member: Member, code: grpc.StatusCode, details: str) -> None:
+        """What ails a certificate is no refusal for gRPC: it calls the peer UNAVAILABLE, or UNAUTHENTICATED."""
+        if code in _REFUSED:
+            self._note_refusal(member.name, details)
+        elif self._security is not None and self._accounts.get(member.name) != details:
+            self._accounts[member.name] = details
+            reason = await asyncio.to_thread(self._security.explain, member.address, details)
+            if reason:
+                self._note_refusal(member.name, reason)
 
     def _note_refusal(self, peer: str, reason: str) -> None:
         if self.refused.get(peer) != reason:  # once, not at each retry

@@ -49,7 +49,7 @@ class MasterChannel:
         self.addresses = tuple(addresses)
         self.timeout_s = timeout_s
         self.refused_s = timeout_s if refused_s is None else refused_s
-        self._tls = tls
+        self.tls = tls
         self._lock = threading.Lock()
         self._channels: dict[str, tuple[Any, Any]] = {}  # address → (channel, stub)
         self.good = self.addresses[0]  # answered last, or was named as the leader
@@ -110,7 +110,7 @@ class MasterChannel:
 
     @property
     def uses_tls(self) -> bool:
-        return self._tls is not None
+        return self.tls is not None
 
     def close(self) -> None:
         with self._lock:
@@ -129,7 +129,7 @@ class MasterChannel:
     def _method(self, address: str, method: str) -> Any:
         with self._lock:
             if address not in self._channels:
-                opened = open_channel(address, self._tls, OPTIONS)
+                opened = open_channel(address, self.tls, OPTIONS)
                 self._channels[address] = (opened, rpc.TiflowStub(opened))
             return getattr(self._channels[address][1], method)
 
@@ -144,6 +144,7 @@ class _Search:
         self._queue = self._round()
         self._backoff_s = BACKOFF_S_MIN
         self._untried = set(master.addresses)
+        self._distrusted: dict[str, str] = {}  #: why, by address: its certificate
         self._answered = False  # some master did, if only to say that there is no leader
         self.perhaps = False  # some attempt may have reached one
 
@@ -162,20 +163,33 @@ class _Search:
         """Return if another attempt is worth it, else raise."""
         error = from_rpc_error(failure, write=write)
         if not isinstance(error, Unavailable | OutcomeUnknown):
-            raise error from None
+            raise (error if is_ours(failure) else type(error)(f"{address}: {error}")) from None
         self.perhaps |= isinstance(error, OutcomeUnknown)
         self._answered |= is_ours(failure)
         self._untried.discard(address)
-        if self._left_s() <= 0 or self._refused_long_enough():
+        if not is_ours(failure):
+            self._look_into(address, failure.details() or "")
+        if self._left_s() <= 0 or self._refused_long_enough() or self._nobody_is_trusted():
             raise self._verdict(error) from None
         if isinstance(error, NotLeader) and error.leader and error.leader != address:
             time.sleep(BACKOFF_S_MIN)  # two that name each other would keep us going without a pause
             self._queue = [error.leader, *(other for other in self._queue if other != error.leader)]
 
+    def _look_into(self, address: str, details: str) -> None:
+        tls = self._master.tls
+        if tls is None or address in self._distrusted:
+            return
+        if why := tls.explain(address, details):
+            self._distrusted[address] = why
+
     def _refused_long_enough(self) -> bool:
         if self._answered or self.perhaps or self._untried:
             return False
         return time.monotonic() - self._began >= self._master.refused_s
+
+    def _nobody_is_trusted(self) -> bool:
+        """Asking again would not help: it takes another certificate, or other addresses."""
+        return not self._answered and self._distrusted.keys() >= set(self._master.addresses)
 
     def _left_s(self) -> float:
         return self._began + self._timeout_s - time.monotonic()
@@ -197,6 +211,8 @@ class _Search:
             return Unavailable(
                 f"the masters at {listed} cannot answer: {error}; see `tiflow raft status`: a majority must be up"
             )
+        if self._distrusted:
+            return Unavailable(f"no master answered at {listed}: {'; '.join(self._distrusted.values())}")
         hung_up = "socket closed" in str(error) and not self._master.uses_tls
         asked = ", and does it ask for certificates (--ca-path, --cert-path, --key-path)" if hung_up else ""
         return Unavailable(

@@ -1,5 +1,6 @@
 """Channels of an event loop to other processes of the cluster, kept for the next call."""
 
+import asyncio
 from typing import Any
 
 import grpc.aio
@@ -35,6 +36,13 @@ class Channels:
     def executor(self, address: str) -> Any:
         """A stub for what executors serve. Raises as `master`."""
         return rpc.ExecutorStub(self._channel(address))
+
+    async def why(self, address: str, error: grpc.aio.AioRpcError) -> str:
+        """Why a call to `address` failed, in one line."""
+        details = str(error.details() or error.code().name)
+        if self._tls is None:
+            return details
+        return await asyncio.to_thread(self._tls.explain, address, details) or details
 
     async def close(self) -> None:
         for channel in (*self._old, *self._channels.values()):

@@ -15,7 +15,6 @@ from tiflow.errors import (
     NotLeader,
     OutcomeUnknown,
     TiflowError,
-    Unauthenticated,
     Unavailable,
 )
 
@@ -56,10 +55,7 @@ def from_rpc_error(error: grpc.RpcError, *, write: bool) -> TiflowError:
             "TIFLOW_MASTER_ADDRS name the masters' gRPC ports, 10240 by default"
         )
     if code is grpc.StatusCode.UNAUTHENTICATED and "host" in details:
-        return Unauthenticated(
-            "the certificate of who answered is for another host than the one that was dialled; dial a name that it "
-            "has, or make one that names this host (`tiflow cert issue --host`)"
-        )
+        return Unavailable(OTHER_HOST)  # another address may do
     for candidate in CLASSES.values():
         if candidate.code == code.name:
             return candidate(details)
@@ -71,6 +67,10 @@ def is_ours(error: grpc.RpcError) -> bool:
     return ERROR_KEY in dict(error.trailing_metadata() or ())
 
 
+OTHER_HOST = (
+    "the certificate of who answered is for another host than the one that was dialled; dial a name that it has, or "
+    "make one that names this host (`tiflow cert issue --host`)"
+)
 _PERHAPS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 
@@ -79,6 +79,10 @@ def reason(details: str) -> str:
     for words in ("Connection refused", "Deadline Exceeded", "Connection reset", "Socket closed"):
         if words.lower() in details.lower():
             return {"Deadline Exceeded": "no answer in time"}.get(words, words.lower())
+    if "http1.x server" in details or "Failed parsing HTTP/2" in details:
+        return "what answers there does not speak gRPC (is it a master's HTTP port, 10250 by default?)"
+    if "hostname verification" in details.lower():  # gRPC says UNAVAILABLE of it, or UNAUTHENTICATED
+        return OTHER_HOST
     if "DNS" in details or "Domain name" in details or "resolution" in details:
         return "the host name is not known"
     return " ".join(details.split()) or "the connection was lost"

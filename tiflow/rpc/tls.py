@@ -8,6 +8,8 @@ that certificates are renewed without a restart.
 import inspect
 import ipaddress
 import os
+import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +28,9 @@ from tiflow.errors import InvalidArgument
 log = structlog.get_logger()
 
 FILE_BYTES_MAX = 1 << 20
+LOOK_S = 1.0  #: to connect, and for the handshake, when a failure is looked into
+#: words of gRPC's account of a connection that failed for somebody's certificate
+_TROUBLE = ("handshake", "verification check", "certificate", "ssl server name", "peer name")
 
 
 class Tls(Struct, frozen=True):
@@ -88,8 +93,8 @@ class Tls(Struct, frozen=True):
         ca, chain, key = self._read()
         return grpc.ssl_channel_credentials(ca, key, chain)
 
-    def server_credentials(self) -> grpc.ServerCredentials:
-        """For a port. Looks at the files at each handshake."""
+    def server_credentials(self, host: str | None = None) -> grpc.ServerCredentials:
+        """For a port. Looks at the files at each handshake; `host`: new ones must name it."""
         seen = self.stamp()
 
         def configuration() -> Any:
@@ -103,7 +108,7 @@ class Tls(Struct, frozen=True):
                 return None
             seen = stamp
             try:
-                self.check()
+                self.check(host)
                 new = configuration()
             except InvalidArgument as error:
                 log.error("certificates_not_renewed", reason=str(error))
@@ -112,6 +117,41 @@ class Tls(Struct, frozen=True):
             return new
 
         return grpc.dynamic_ssl_server_credentials(configuration(), renewed, require_client_authentication=True)
+
+    def explain(self, address: str, details: str) -> str:
+        """Why no connection to `address` came about, in one line; empty if it is not for a certificate, as far as
+        gRPC's account `details` says. Looks at what is shown at that port, and so may take 2 s."""
+        if not any(word in details.lower() for word in _TROUBLE):
+            return ""
+        host = address.rpartition(":")[0].strip("[]")
+        try:
+            names = self._shown_at(address)
+        except ssl.SSLCertVerificationError as error:
+            return (
+                f"{address} shows a certificate that does not hold before ca-path = {self.ca_path} "
+                f"({error.verify_message}); use one that this CA has signed, or name the CA that signed it"
+            )
+        except (OSError, ValueError, InvalidArgument):
+            return " ".join(details.split())
+        if any(_covers(name, host) for name in names):
+            return " ".join(details.split())
+        return (
+            f"{address} shows a certificate for {', '.join(names) or 'no host'}, not for {host}; dial a name that it "
+            f"has, or make one that names {host} (`tiflow cert issue --host {host}`)"
+        )
+
+    def _shown_at(self, address: str) -> list[str]:
+        """The hosts in the certificate of who listens there, if our CA has signed it. Raises OSError, ValueError."""
+        host, _, port = address.rpartition(":")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False  # to see the names is what we are here for
+        context.load_verify_locations(self.ca_path)
+        context.load_cert_chain(self.cert_path, self.key_path)
+        context.set_alpn_protocols(["h2"])
+        with socket.create_connection((host.strip("[]"), int(port)), LOOK_S) as raw:
+            raw.settimeout(LOOK_S)
+            with context.wrap_socket(raw) as shown:
+                return _names_of(x509.load_der_x509_certificate(shown.getpeercert(binary_form=True) or b""))
 
     def is_for(self, context: Any, host: str) -> bool:
         """Whether the certificate of who calls (`context`: of a server's method) names `host`."""
@@ -156,12 +196,12 @@ def open_aio_channel(address: str, tls: Tls | None, options: Sequence[tuple[str,
     return grpc.aio.secure_channel(address, tls.channel_credentials(), options=options)
 
 
-def add_port(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:
-    """Let `server` listen. Returns the port, 0 if that is not possible."""
+def add_port(server: grpc.aio.Server, address: str, tls: Tls | None, host: str | None = None) -> int:
+    """Let `server` listen; others know it as `host`. Returns the port, 0 if that is not possible."""
     try:
         if tls is None:
             return int(server.add_insecure_port(address))
-        return int(server.add_secure_port(address, tls.server_credentials()))
+        return int(server.add_secure_port(address, tls.server_credentials(host)))
     except RuntimeError:
         return 0
 

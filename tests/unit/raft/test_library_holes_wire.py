@@ -325,6 +325,28 @@ async def test_a_peer_shows_a_certificate_for_its_host(ours, tmp_path):
         assert (await call.read()).hello.name == "m2"
 
 
+async def test_a_peer_whose_certificate_is_for_another_host_is_refused_with_the_hosts_that_it_has(ours, tmp_path):
+    certificates.create_authority(tmp_path, days=1)
+    elsewhere = Tls(*certificates.issue(tmp_path, "m2", ["elsewhere.example", "10.9.8.7"], days=1))
+    member = await ours(elsewhere)
+    members = (Member("m1", "127.0.0.1:1"), Member("m2", f"127.0.0.1:{member.port}"))
+    config = RaftConfig(name="m1", members=members, data_dir=str(tmp_path / "m1"), fsync=False)
+    tls = Tls(*certificates.issue(tmp_path, "m1", ["127.0.0.1"], days=1))
+    dialler = RaftNode(config, History(), security=tls)
+
+    await dialler.start()
+    try:
+        refused = dialler._transport.refused
+        await until(lambda: refused, "it is refused, whatever gRPC calls that", WAIT_S)
+    finally:
+        await dialler.stop()
+
+    assert (
+        f"127.0.0.1:{member.port} shows a certificate for elsewhere.example, 10.9.8.7, not for 127.0.0.1"
+        in (refused["m2"])
+    )
+
+
 async def test_a_newer_stream_ends_the_older(ours):
     member = await ours()
     async with _stream(member.port) as older, _stream(member.port) as newer:

@@ -88,6 +88,10 @@ def test_what_is_not_marked_came_from_the_wire(code: Any, details: str, read: ty
         ("failed to connect to all addresses; last error: … connect: Connection refused (111)", "connection refused"),
         ("Deadline Exceeded", "no answer in time"),
         ("DNS resolution failed for nohost:1", "the host name is not known"),
+        (
+            "failed to connect to all addresses; … Failed parsing HTTP/2 (… Trying to connect an http1.x server (…))",
+            "what answers there does not speak gRPC (is it a master's HTTP port, 10250 by default?)",
+        ),
         ("", "the connection was lost"),
     ],
 )
@@ -95,10 +99,23 @@ def test_the_reason_is_told_in_a_few_words(details: str, reason: str):
     assert status.reason(details) == reason
 
 
-def test_a_certificate_for_another_host_is_told_with_what_to_do():
-    failed = Failed(grpc.StatusCode.UNAUTHENTICATED, "call host does not match SSL server name")
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.UNAUTHENTICATED, "call host does not match SSL server name"),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Custom verification check "
+            "failed with error: UNAUTHENTICATED: Hostname Verification Check failed.",
+        ),
+    ],
+)
+def test_a_certificate_for_another_host_is_told_with_what_to_do(code: Any, details: str, write: bool):
+    error = status.from_rpc_error(Failed(code, details), write=write)
 
-    assert "tiflow cert issue --host" in str(status.from_rpc_error(failed, write=True))
+    assert type(error) is Unavailable
+    assert "tiflow cert issue --host" in str(error)
 
 
 def test_no_class_without_an_exit_code_is_sent():

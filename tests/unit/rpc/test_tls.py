@@ -1,12 +1,19 @@
 """What is wrong with certificates is told at the start, by the name of the file."""
 
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
+import grpc
 import pytest
 
-from tiflow.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from tiflow import Client
+from tiflow.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
 from tiflow.rpc import certificates
+from tiflow.rpc.channel import TIMEOUT_S
 from tiflow.rpc.tls import Tls, _covers
 
 
@@ -69,6 +76,65 @@ def test_what_has_expired_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     paths = certificates.issue(tmp_path, "m0", [], days=-1)
 
     assert "is valid from" in wrong(Tls(*paths))
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Tls], str]]:
+    """Starts a server without methods. Returns: its address."""
+    with ExitStack() as stack:
+
+        def start(tls: Tls) -> str:
+            server = grpc.server(stack.enter_context(ThreadPoolExecutor(1)))
+            port = server.add_secure_port("127.0.0.1:0", tls.server_credentials())
+            server.start()
+            stack.callback(lambda: server.stop(0).wait())
+            return f"127.0.0.1:{port}"
+
+        yield start
+
+
+def test_whom_a_client_dials_under_a_name_that_the_certificate_has_not_is_told_at_once(
+    tls: Tls, tmp_path: Path, serve: Callable[[Tls], str]
+):
+    ours = certificates.issue(tmp_path, "ops", [], days=1)
+    certificates.create_authority(tmp_path / "other", days=1)
+    foreign = certificates.issue(tmp_path / "other", "m0", ["127.0.0.1"], days=1)
+    elsewhere, strange = serve(tls), serve(Tls(*foreign))
+
+    began_s = time.monotonic()
+    with Client(f"{elsewhere},{strange}", **ours._asdict()) as client, pytest.raises(Unavailable) as caught:
+        client.list()
+
+    assert time.monotonic() - began_s < TIMEOUT_S / 2, "asking again would not help"
+    told = str(caught.value)
+    assert (
+        f"{elsewhere} shows a certificate for m0.example, 10.0.0.1, ::1, *.cluster.local, not for 127.0.0.1" in told
+    )
+    assert "(`tiflow cert issue --host 127.0.0.1`)" in told
+    assert f"{strange} shows a certificate that does not hold before ca-path = {tls.ca_path}" in told
+    assert "\n" not in told
+
+
+def test_other_failures_are_no_matter_of_certificates(tls: Tls, serve: Callable[[Tls], str]):
+    address = serve(tls)
+
+    assert not tls.explain(address, "failed to connect to all addresses; … Connection refused (111)")
+    assert tls.explain("127.0.0.1:1", "Ssl handshake\nfailed") == "Ssl handshake failed", "nobody there to look at"
+
+
+def test_a_renewed_certificate_for_another_host_is_not_taken(tls: Tls, tmp_path: Path):
+    server = grpc.server(ThreadPoolExecutor(1))
+    ours = Tls(*certificates.issue(tmp_path, "e0", ["127.0.0.1"], days=1))
+    port = server.add_secure_port("127.0.0.1:0", ours.server_credentials("127.0.0.1"))
+    server.start()
+    try:
+        assert tls._shown_at(f"127.0.0.1:{port}") == ["127.0.0.1"]
+        certificates.issue(tmp_path, "e0", ["elsewhere.example"], days=1)
+        assert tls._shown_at(f"127.0.0.1:{port}") == ["127.0.0.1"]
+        certificates.issue(tmp_path, "e0", ["127.0.0.1", "new.example"], days=1)
+        assert tls._shown_at(f"127.0.0.1:{port}") == ["127.0.0.1", "new.example"]
+    finally:
+        server.stop(0).wait()
 
 
 def test_an_authority_is_never_replaced_and_never_made_by_the_way(tmp_path: Path):

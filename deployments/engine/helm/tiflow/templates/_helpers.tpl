@@ -57,6 +57,23 @@ affinity:
 {{- end }}
 {{- end }}
 
+{{- define "tiflow.masterToml" -}}
+http-addr = "0.0.0.0:10250"
+data-dir = "/data"
+{{ with .Values.serverMaster.config }}{{ . }}
+{{ end }}
+{{- include "tiflow.security" . }}
+{{- end }}
+
+{{- define "tiflow.executorToml" -}}
+data-dir = "/data"
+slots = {{ int .Values.executor.slots }}
+drain-timeout = "{{ sub (int .Values.executor.terminationGracePeriodSeconds) 10 }}s"
+{{ with .Values.executor.config }}{{ . }}
+{{ end }}
+{{- include "tiflow.security" . }}
+{{- end }}
+
 {{- define "tiflow.security" -}}
 {{- if .Values.tls.enabled }}
 [security]
