@@ -42,6 +42,8 @@ INDEX: Final = struct.Struct("<Q")
 HEADER_BYTES: Final = _HEADER.size + _CRC.size
 _PAYLOAD_BYTES_MAX = ENTRY_BYTES_MAX + 1024
 _SECTOR_BYTES = 512
+# where a header may begin: a length below 2^24, a kind, an offset below 2^48. Torn tails have millions of places
+_HEADER_LIKE = re.compile(rb"(?s)(?=..[\x00-\x80]\x00.{4}[\x01-\x05].{14}\x00\x00)")
 NAME: Final = re.compile(r"journal-(\d{16})\.log")
 
 ENTRY, TRUNCATE, STATE, COMMIT, BASE = 1, 2, 3, 4, 5
@@ -324,8 +326,8 @@ def is_torn(data: Bytes, offset: int) -> bool:
 
     A write that was cut short ends early or, since blocks reach the disk in any order, has sectors of zeros.
     """
-    for later in range(offset + 1, len(data) - HEADER_BYTES + 1):
-        header = _decode_header(data, later)
+    for found in _HEADER_LIKE.finditer(data, offset + 1):
+        header = _decode_header(data, found.start())
         if header is not None and header[4] > offset:
             return False  # when this was written, what is unsound now had been synced
     if len(data) - offset < HEADER_BYTES:

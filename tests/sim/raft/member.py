@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from random import Random
 from typing import Any
 
-import tiflow.raft.node
+import tiflow.raft.driver
 from tests.sim.raft.disk import Died, Disk, SimPath
 from tests.sim.raft.ledger import Ledger, WatchedJournal
 from tests.sim.raft.loop import Clock, Loop
@@ -184,7 +184,7 @@ class Member:
     @contextmanager
     def _seams(self, limits: Limits, chunk_bytes: int) -> Iterator[None]:
         """What RaftNode finds in its module in place of files, threads and gRPC."""
-        module, replaced = tiflow.raft.node, {}
+        module, replaced = tiflow.raft.driver, {}
         network = type("_Transport", (SimTransport,), {"network": self.network})
         for name, stand_in in {
             "Path": SimPath,

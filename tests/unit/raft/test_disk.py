@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tests.unit.raft.conftest import until
+from tests.unit.raft.conftest import IMPATIENT, until
 from tests.unit.raft.test_journal import indices, recovered
 from tiflow.errors import NoSpace, Unavailable
 from tiflow.raft.disk import DiskGuard, DiskSpace
@@ -121,7 +121,8 @@ def set_space(node, state):
     node._guard.space = DiskSpace(state=state, free_bytes=5 * MIB, reserve_bytes=64 * MIB)
 
 
-async def test_a_leader_whose_disk_is_nearly_full_gives_the_lead_to_who_has_room(cluster):
+async def test_a_leader_whose_disk_is_nearly_full_gives_the_lead_to_who_has_room(cluster, monkeypatch):
+    monkeypatch.setattr("tiflow.raft.node.TRANSFER_TIMEOUT_S", 0.3)  # of the one who has none, and may be asked first
     old = await cluster.leader()
     short, roomy = await cluster.followers()
     set_space(cluster.nodes[short], "low")
@@ -149,7 +150,9 @@ async def test_a_lone_master_takes_no_commands_while_its_disk_is_nearly_full(mak
     assert await node.propose(b"again") == 1
 
 
-async def test_a_leader_whose_disk_hangs_resigns_and_what_it_took_meanwhile_is_bounded(cluster):
+async def test_a_leader_whose_disk_hangs_resigns_and_what_it_took_meanwhile_is_bounded(make_cluster):
+    cluster = make_cluster(**IMPATIENT)
+    await cluster.start()
     old = await cluster.leader()
     name = cluster.name_of(old)
     released = threading.Event()

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.unit.raft.conftest import until
+from tests.unit.raft.conftest import IMPATIENT, until
 from tiflow.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -69,13 +69,7 @@ async def test_the_leader_knows_its_followers(cluster):
     assert status.applied_index == status.commit_index == status.durable_index == status.last_index
 
 
-#: three nodes share one core here; what keeps it busy for long must not cost the leader its lead
-PATIENT = {"heartbeat_ms": 100, "election_timeout_ms": (1500, 2000), "leader_fallback_ms": 2000}
-
-
-async def test_the_largest_entry_passes_and_a_larger_one_is_refused(make_cluster):
-    cluster = make_cluster(**PATIENT)
-    await cluster.start()
+async def test_the_largest_entry_passes_and_a_larger_one_is_refused(cluster):
     leader = await cluster.leader()
 
     assert await leader.propose(b"x" * ENTRY_BYTES_MAX) == 1
@@ -85,9 +79,7 @@ async def test_the_largest_entry_passes_and_a_larger_one_is_refused(make_cluster
     await cluster.agree(1)
 
 
-async def test_refuses_proposals_when_too_many_wait(make_cluster):
-    cluster = make_cluster(**PATIENT)
-    await cluster.start()
+async def test_refuses_proposals_when_too_many_wait(cluster):
     leader = await cluster.leader()
 
     results = await asyncio.gather(
@@ -133,7 +125,9 @@ async def test_a_barrier_returns_what_was_committed_before_it(cluster):
     assert len(cluster.machines[cluster.name_of(leader)].entries) == 10
 
 
-async def test_a_leader_without_a_majority_passes_no_barrier_and_steps_down(cluster):
+async def test_a_leader_without_a_majority_passes_no_barrier_and_steps_down(make_cluster):
+    cluster = make_cluster(**IMPATIENT)
+    await cluster.start()
     leader = await cluster.leader()
     await cluster.stop(*await cluster.followers())
 
@@ -171,7 +165,9 @@ async def test_another_member_leads_when_the_leader_ends(cluster):
     await cluster.agree(51)
 
 
-async def test_what_waits_when_the_leader_loses_its_majority_has_an_unknown_outcome(cluster):
+async def test_what_waits_when_the_leader_loses_its_majority_has_an_unknown_outcome(make_cluster):
+    cluster = make_cluster(**IMPATIENT)
+    await cluster.start()
     leader = await cluster.leader()
     await cluster.stop(*await cluster.followers())
     first = asyncio.ensure_future(leader.propose(b"perhaps"))
@@ -267,7 +263,7 @@ async def test_a_returning_member_deposes_nobody(cluster):
 
 
 async def test_a_lagging_follower_gets_a_snapshot(make_cluster):
-    cluster = make_cluster(snapshot_entries=2000, **PATIENT)
+    cluster = make_cluster(snapshot_entries=2000)
     await cluster.start()
     leader = await cluster.leader()
     (victim, _) = await cluster.followers()
@@ -389,6 +385,18 @@ async def test_a_directory_without_its_journal_is_refused(make_cluster):
         await cluster.start()
 
 
+async def test_a_log_without_an_identity_is_refused(make_cluster):
+    """Nobody knows of which cluster it is: its entries would go into another one's history."""
+    cluster = make_cluster(["m1"])
+    await cluster.start()
+    await propose(await cluster.leader(), "a")
+    await cluster.stop()
+    (cluster.directory / "m1" / "identity.json").unlink()
+
+    with pytest.raises(FailedPrecondition, match=r"not its identity\.json"):
+        await cluster.start()
+
+
 async def test_a_damaged_journal_stops_the_start(make_cluster):
     cluster = make_cluster(["m1"])
     await cluster.start()
@@ -440,7 +448,9 @@ async def test_settings_are_checked(make_cluster):
         cluster.make("m1", members=cluster.members * 0)
 
 
-async def test_a_failover_takes_less_than_an_election_timeout_when_the_stream_breaks(cluster):
+async def test_a_failover_takes_less_than_an_election_timeout_when_the_stream_breaks(make_cluster):
+    cluster = make_cluster(election_timeout_ms=(20_000, 25_000))
+    await cluster.start()
     leader = await cluster.leader()
     name = cluster.name_of(leader)
     node = cluster.nodes.pop(name)
@@ -449,5 +459,5 @@ async def test_a_failover_takes_less_than_an_election_timeout_when_the_stream_br
 
     await cluster.leader()
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     await node.stop()
