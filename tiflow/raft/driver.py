@@ -31,10 +31,11 @@ from tiflow.raft.identity import (
     load_identity,
     save_identity,
 )
-from tiflow.raft.journal import Journal, JournalFile, JournalWriter
+from tiflow.raft.journal import Journal, JournalFile
 from tiflow.raft.library import Fatal, Limits, Peer, Timing, now_s
 from tiflow.raft.snapshot import SnapshotStore
 from tiflow.raft.transport import Greeting, GrpcTransport, RaftServicer
+from tiflow.raft.writer import JournalWriter
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -287,9 +288,14 @@ class Driver:
             self._loop.call_soon(self._tick)
 
     def _after_messages(self) -> None:
-        if self._running:
-            self._journal.flush()  # now, not after the tick: the leader waits for the answer
-            self._request_tick()
+        if not self._running:
+            return
+        idle = self._journal.on_disk
+        self._journal.flush()  # now, not after the tick: the leader waits for the answer
+        position = self._journal.position
+        if idle and not self._journal.on_disk and self._writer.quick and self._writer.wait(position):
+            self._landed(position)
+        self._request_tick()
 
     def _landed(self, position: int) -> None:
         if self._running:

@@ -11,7 +11,8 @@ from tests.unit.raft.conftest import IMPATIENT, until
 from tests.unit.raft.test_journal import indices, recovered
 from tiflow.errors import NoSpace, Unavailable
 from tiflow.raft.disk import DiskGuard, DiskSpace
-from tiflow.raft.journal import JournalFile, JournalWriter, Record, Rotate, entry_record
+from tiflow.raft.journal import JournalFile, Record, Rotate, entry_record
+from tiflow.raft.writer import JournalWriter
 
 MIB = 1 << 20
 

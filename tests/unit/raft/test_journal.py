@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiflow.raft.journal import MAGIC, Journal, JournalDamaged, JournalFile, JournalWriter, _encode, entry_record
+from tiflow.raft.journal import MAGIC, Journal, JournalDamaged, JournalFile, _encode, entry_record
+from tiflow.raft.writer import JournalWriter
 
 
 class Log:
