@@ -65,6 +65,7 @@ class Driver:
         self._identity: Identity | None = None
         self._tick_due = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0  # by the loop's clock
         self._running = False
         self.fatal: asyncio.Future[None]
         self._loop: asyncio.AbstractEventLoop
@@ -301,7 +302,8 @@ class Driver:
         if self._running:
             self._journal.landed(position)
             self._transport.release()
-            self._request_tick()
+            if self._core.busy:  # what is committed has waited for this
+                self._request_tick()
 
     def _tick(self) -> None:
         self._tick_due = False
@@ -323,12 +325,19 @@ class Driver:
             self._request_tick()
 
     def _arm_timer(self) -> None:
+        pause = TICK_S
+        if self._identity is not None:
+            pause = min(TICK_S, max(0.001, self._core.election_deadline - now_s()))
+        due = self._loop.time() + pause
         if self._timer is not None:
+            if self._timer_due <= due:
+                return  # it will look again; a new one for each tick would cost more
             self._timer.cancel()
-        pause = (
-            min(TICK_S, max(0.001, self._core.election_deadline - now_s())) if self._identity is not None else TICK_S
-        )
-        self._timer = self._loop.call_later(pause, self._request_tick)
+        self._timer, self._timer_due = self._loop.call_later(pause, self._time_is_up), due
+
+    def _time_is_up(self) -> None:
+        self._timer = None
+        self._request_tick()
 
     # --- threads
 

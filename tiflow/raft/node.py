@@ -116,11 +116,11 @@ class RaftNode(Driver):
         """
         if len(entry) > ENTRY_BYTES_MAX:
             raise ResourceExhausted(f"an entry of {len(entry)} bytes exceeds the limit of {ENTRY_BYTES_MAX}")
-        if self.is_leader and self._journal.space.short:
+        leads = self.is_leader
+        if leads and self._journal.space.short:
             raise NoSpace(self._journal.space.refusal(self._directory))
-        if self._transferring:
-            raise NotLeader(None)
-        self._check_leader()
+        if not leads or self._transferring:
+            raise NotLeader(None if self._transferring else self._leader_address())
         if self._core.outstanding >= PROPOSALS_MAX or self._proposed_bytes + len(entry) > PROPOSALS_BYTES_MAX:
             raise ResourceExhausted(
                 f"{self._core.outstanding} proposals ({self._proposed_bytes} bytes) wait for a majority; try later"

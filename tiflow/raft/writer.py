@@ -11,7 +11,7 @@ from tiflow.raft.disk import LOOK_EVERY_S, RETRY_S, DiskGuard, is_no_space
 from tiflow.raft.journal import JournalFile, Op
 
 #: how long the loop may stand still for a write, which is less than to be woken costs when the machine is busy
-WAIT_S: Final = 0.001
+WAIT_S: Final = 0.002
 
 
 class JournalWriter:
