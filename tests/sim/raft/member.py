@@ -244,7 +244,7 @@ class Member:
     @property
     def leads(self) -> bool:
         """Elected, though perhaps not ready."""
-        return self.node is not None and self.node._core.state == LEADER
+        return self.node is not None and self.node._core._SyncObj__raftState == LEADER
 
     @property
     def failure(self) -> BaseException | None:
@@ -252,11 +252,10 @@ class Member:
         assert self.node is not None
         return self.node.fatal.exception() if self.node.fatal.done() else None
 
-    def matches(self) -> Iterator[tuple[str, int]]:
-        """What this leader believes to be on the disk of each member with which it talks."""
+    def matches(self, one: str | None) -> Iterator[tuple[str, int]]:
+        """What this leader believes to be on the disk of each member with which it talks, or of one."""
         assert self.node is not None
-        core = self.node._core
+        believed = self.node._core._SyncObj__raftMatchIndex
         for name, peer in self._peers:
-            match = core.match_index(peer)
-            if match:
+            if one in (None, name) and (match := believed.get(peer, 0)):
                 yield name, match
