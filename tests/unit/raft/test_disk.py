@@ -74,6 +74,23 @@ async def test_a_write_without_room_waits_and_is_done_in_order_when_there_is(tmp
     assert indices(recovered(tmp_path)) == [1, 2]
 
 
+async def test_who_waits_for_a_disk_waits_a_moment_at_most(tmp_path, written):
+    writer, landed, _ = written
+    released = threading.Event()
+    write = writer._file.write
+    writer._file.write = lambda ops: (released.wait(30), write(ops))
+
+    writer.submit([entry_record((b"\x00first", 1, 1))], 1)
+    assert not writer.wait(1)
+    assert landed == []
+
+    released.set()
+    await until(lambda: landed == [1], "it is told when it is done")
+    writer.submit([entry_record((b"\x00second", 2, 1))], 2)
+    await until(lambda: landed[-1:] == [2], "and the next one as usual")
+    assert writer.wait(2)
+
+
 async def test_a_writer_that_waits_for_room_can_be_stopped(tmp_path, volume, written):
     writer, landed, failed = written
     volume.free_bytes = 0

@@ -16,6 +16,7 @@ from tiflow.errors import (
 from tiflow.raft.api import Member
 from tiflow.raft.journal import ENTRY_BYTES_MAX, JournalDamaged
 from tiflow.raft.library import Fatal
+from tiflow.raft.transport import GrpcTransport
 
 
 async def propose(node, *entries):
@@ -436,6 +437,23 @@ async def test_a_member_with_other_peers_is_refused(make_cluster):
 
     await until(lambda: "has the peers" in cluster.nodes["m1"]._transport.refused.get("m3", ""), "m1 refuses m3")
     assert cluster.nodes["m1"].status().role == "forming"
+
+
+async def test_a_peer_is_dialled_again_whatever_went_wrong(make_cluster, monkeypatch):
+    call, failed = GrpcTransport._call, []
+
+    async def fails_once(transport, link):
+        if link.member.name not in failed:
+            failed.append(link.member.name)
+            raise ValueError("nobody thought of this")
+        await call(transport, link)
+
+    monkeypatch.setattr(GrpcTransport, "_call", fails_once)
+    cluster = make_cluster()
+    await cluster.start()
+
+    assert (await cluster.leader()).cluster_id
+    assert set(failed) == {"m2", "m3"}
 
 
 async def test_settings_are_checked(make_cluster):
