@@ -266,6 +266,7 @@ class World:
 
     def let_one_return(self) -> None:
         """Who does not hear the leader, and who comes back from a partition, deposes nobody."""
+        self.run_until(lambda: not self._handing_over() and self._settled(), SETTLE_S, "end their transfers")
         leader = next(member for member in self.members.values() if member.leads)
         assert leader.node is not None
         term = leader.node.term
@@ -328,6 +329,9 @@ class World:
             and all(len(member.machine.commands) == len(self.ledger.applied) for member in self.members.values())
             and len({node.term for node in nodes if node is not None}) == 1
         )
+
+    def _handing_over(self) -> bool:
+        return any(member.node is not None and member.node._transferring for member in self.members.values())
 
     def note(self, what: str, who: str, *details: object) -> None:
         if self.trace is not None:
