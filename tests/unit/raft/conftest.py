@@ -18,7 +18,7 @@ from tiflow.raft.transport import SERVER_OPTIONS
 #: one would depose a healthy leader
 HEARTBEAT_MS, ELECTION_MS, FALLBACK_MS = 30, (1500, 2000), 2000
 #: for tests that wait until a leader is given up, and do little else
-IMPATIENT = {"election_timeout_ms": (150, 300), "leader_fallback_ms": 300}
+IMPATIENT = {"election_timeout_ms": (400, 600), "leader_fallback_ms": 600}
 
 
 class History:
