@@ -47,6 +47,7 @@ class Election(SyncObj):  # type: ignore[misc]
         self._campaign_now = value == 0
         if value:
             self._deadline = value
+            self._pre_votes = set()  # we heard a leader, or voted: what we asked before is void
 
     def _SyncObj__generateRaftTimeout(self) -> float:
         low, high = self._timing.election_min_s, self._timing.election_max_s
@@ -132,6 +133,8 @@ class Election(SyncObj):  # type: ignore[misc]
 
     def _take_vote(self, peer: Peer, message: Message) -> None:
         term = message["term"]
+        if term != self.raftCurrentTerm:
+            return  # late; it must not make us forget who has voted in this one
         if self._voters[0] != term:
             self._voters = (term, set())
         voters = self._voters[1]

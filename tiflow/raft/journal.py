@@ -8,19 +8,16 @@ torn tail from damage: bytes that a later record knows to have been on disk can 
 cut off, since nobody was told of it; damage refuses to open, since somebody may have been.
 
 `Journal` is the list that pysyncobj appends to. It keeps the entries in memory and hands records over in
-batches. `JournalFile` writes batches (one fdatasync each: group commit), and `JournalWriter` is the thread in
-which it does. A failed write or sync is final: what the kernel keeps after one is unknown, so it is never
-tried again. Only a write for which there was no room is: it has put nothing on disk that counts.
+batches. `JournalFile` writes batches (one fdatasync each: group commit), in the thread of writer.py. A failed
+write or sync is final: what the kernel keeps after one is unknown, so it is never tried again. Only a write for
+which there was no room is: it has put nothing on disk that counts.
 """
 
-import contextlib
 import itertools
 import mmap
 import os
-import queue
 import re
 import struct
-import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,7 +28,7 @@ import pysyncobj.syncobj
 from msgspec import Struct
 
 from tiflow.errors import FailedPrecondition
-from tiflow.raft.disk import LOOK_EVERY_S, RETRY_S, DiskGuard, DiskSpace, is_no_space
+from tiflow.raft.disk import DiskSpace, is_no_space
 
 MAGIC: Final = b"TIFLOGv1"
 ENTRY_BYTES_MAX: Final = 8 << 20
@@ -42,6 +39,8 @@ INDEX: Final = struct.Struct("<Q")
 HEADER_BYTES: Final = _HEADER.size + _CRC.size
 _PAYLOAD_BYTES_MAX = ENTRY_BYTES_MAX + 1024
 _SECTOR_BYTES = 512
+# where a header may begin: a length below 2^24, a kind, an offset below 2^48. Torn tails have millions of places
+_HEADER_LIKE = re.compile(rb"(?s)(?=..[\x00-\x80]\x00.{4}[\x01-\x05].{14}\x00\x00)")
 NAME: Final = re.compile(r"journal-(\d{16})\.log")
 
 ENTRY, TRUNCATE, STATE, COMMIT, BASE = 1, 2, 3, 4, 5
@@ -324,8 +323,8 @@ def is_torn(data: Bytes, offset: int) -> bool:
 
     A write that was cut short ends early or, since blocks reach the disk in any order, has sectors of zeros.
     """
-    for later in range(offset + 1, len(data) - HEADER_BYTES + 1):
-        header = _decode_header(data, later)
+    for found in _HEADER_LIKE.finditer(data, offset + 1):
+        header = _decode_header(data, found.start())
         if header is not None and header[4] > offset:
             return False  # when this was written, what is unsound now had been synced
     if len(data) - offset < HEADER_BYTES:
@@ -339,80 +338,6 @@ def is_torn(data: Bytes, offset: int) -> bool:
         len(data),
     ]
     return any(not any(data[begin:end]) for begin, end in itertools.pairwise(edges))
-
-
-class JournalWriter:
-    """The one thread that writes. Batches reach the disk in the order of `submit`, as many at once as are
-    waiting.
-
-    `landed(position)` and `failed(error)` are called in that thread; after `failed` nothing is written any
-    more. With a `guard` a full disk is no failure: the writer waits for room, and so does all that comes after.
-    """
-
-    def __init__(
-        self,
-        file: JournalFile,
-        landed: Callable[[int], None],
-        failed: Callable[[BaseException], None],
-        guard: DiskGuard | None = None,
-    ) -> None:
-        self._file = file
-        self._landed = landed
-        self._failed = failed
-        self._guard = guard
-        if guard is not None:
-            file.no_space = self._wait_for_space
-        self._stopping = threading.Event()
-        self._queue: queue.SimpleQueue[tuple[list[Op], int] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="raft-journal", daemon=True)
-        self._thread.start()
-
-    def submit(self, ops: list[Op], position: int) -> None:
-        self._queue.put((ops, position))
-
-    def stop(self) -> None:
-        """Write what is waiting and has room, then end."""
-        self._stopping.set()
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (item := self._next()) is not None:
-            ops, position = item
-            stopping = False
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    more = self._queue.get_nowait()
-                    if more is None:
-                        stopping = True
-                        break
-                    ops, position = ops + more[0], more[1]
-            try:
-                if self._guard is not None:
-                    self._guard.look()
-                self._file.write(ops)
-            except BaseException as error:  # noqa: BLE001 - whatever it was, the node must end
-                if not (self._stopping.is_set() and is_no_space(error)):
-                    self._failed(error)
-                return
-            self._landed(position)
-            if stopping:
-                return
-
-    def _next(self) -> tuple[list[Op], int] | None:
-        while True:
-            try:
-                return self._queue.get(timeout=None if self._guard is None else LOOK_EVERY_S)
-            except queue.Empty:
-                assert self._guard is not None
-                with contextlib.suppress(OSError):  # the next write will tell
-                    self._guard.look()
-
-    def _wait_for_space(self, error: OSError) -> None:
-        assert self._guard is not None
-        self._guard.look(full=True)
-        if self._stopping.wait(RETRY_S):
-            raise error
 
 
 class Journal:
@@ -452,6 +377,11 @@ class Journal:
         self.durable_position = position
         while self._in_flight and self._in_flight[0][0] <= position:
             self.durable_index = max(self.durable_index, self._in_flight.popleft()[1])
+
+    @property
+    def on_disk(self) -> bool:
+        """Nothing that was handed over is still on its way."""
+        return not self._in_flight
 
     def waiting_s(self) -> float:
         """How long the oldest batch has been on its way to the disk; 0 when none is."""

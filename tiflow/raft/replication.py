@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from tiflow.raft.codec import Message
+from tiflow.raft.codec import BadMessage, Message
 from tiflow.raft.election import Election
 from tiflow.raft.journal import Entry
 from tiflow.raft.library import LEADER, Fatal, Limits, Peer, now_s
@@ -124,14 +124,22 @@ class Replication(Election):
     def _take_reply(self, node: Peer, message: Message) -> None:
         if message["term"] != self.raftCurrentTerm or self.state != LEADER:
             return  # an answer to another leadership says nothing about this one's log
+        following: dict[Peer, int] = self._SyncObj__raftNextIndex
+        sent_up_to = following[node]
+        said, last = message["next_node_idx"], self._journal.last_index
+        if (message["success"] or message["reset"]) and not 1 < said <= last + 1:
+            raise BadMessage(f"it goes on at entry {said}, our log ends at {last}")
         super()._SyncObj__onMessageReceived(node, message)
+        if message["success"]:
+            # the library would go back to behind what is acknowledged, and send again what is on its way
+            following[node] = max(following[node], sent_up_to)
         answered = self.rounds_answered
         answered[node.id] = max(answered.get(node.id, 0), message["round"])
         if message["success"] or message["reset"]:
             self._snapshots.cancel(node.id)
         else:
             self._snapshots.acknowledge(node.id, message["snapshot_offset"])
-        if self._SyncObj__raftNextIndex[node] <= self._journal.last_index:
+        if following[node] <= self._journal.last_index:
             self._feed(node, heartbeat=False)
 
     # --- sending

@@ -37,6 +37,7 @@ BATCH_BYTES_MAX: Final = 4 << 20
 PING_S: Final = 0.5
 SILENCE_S: Final = 3.0
 HELLO_TIMEOUT_S: Final = 5.0
+HELLO_BYTES_MAX: Final = 64 << 10  # what strangers say is kept, and logged
 STRANGERS_MAX: Final = 100
 RECONNECT_MIN_S: Final = 0.05
 RECONNECT_MAX_S: Final = 0.5
@@ -276,6 +277,9 @@ class GrpcTransport(HeldTransport):
         if not isinstance(first, pb.Batch) or not first.HasField("hello"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with a Hello")
             return
+        if first.ByteSize() > HELLO_BYTES_MAX:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a Hello has {HELLO_BYTES_MAX} bytes at most")
+            return
         hello = first.hello
         link = self._links.get(hello.name)
         if link is None:
@@ -288,8 +292,9 @@ class GrpcTransport(HeldTransport):
             self._note_refusal(hello.name, reason or "")
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
             return
-        if hello.session < link.number or self._closed:
-            return  # overtaken by a newer stream
+        if (link.session is not None and hello.session < link.number) or self._closed:
+            # overtaken by a newer stream. When that has ended, it is a peer whose clock was set back
+            return
         session = _Session(hello.session, read, context.write)
         await context.write(pb.Batch(hello=self._hello(session.number)))
         await self._talk(link, session, hello)
@@ -311,6 +316,8 @@ class GrpcTransport(HeldTransport):
                 self._note_refusal(link.member.name, str(error))
             except (TimeoutError, ConnectionError, asyncio.InvalidStateError) as error:
                 log.debug("raft_peer_unreachable", peer=link.member.name, error=repr(error))
+            except Exception:  # whatever it was, a peer that is never dialled again is worse
+                log.exception("raft_dialling_failed", peer=link.member.name)
             if time.monotonic() - began > 1.0:
                 pause = RECONNECT_MIN_S
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from random import Random
 from typing import Any
 
-import tiflow.raft.node
+import tiflow.raft.driver
 from tests.sim.raft.disk import Died, Disk, SimPath
 from tests.sim.raft.ledger import Ledger, WatchedJournal
 from tests.sim.raft.loop import Clock, Loop
@@ -66,6 +66,7 @@ class SimWriter:
         guard: DiskGuard,
         *,
         rng: Random,
+        is_slow: Callable[[], bool],
     ) -> None:
         file.no_space = self._no_space
         self._guard = guard
@@ -74,11 +75,20 @@ class SimWriter:
         self._failed = failed
         self._rng = rng
         self._ended = False
+        self._is_slow = is_slow
         self.queue: deque[tuple[list[Op], int]] = deque()
 
     def submit(self, ops: list[Op], position: int) -> None:
         if not self._ended:
             self.queue.append((ops, position))
+
+    @property
+    def quick(self) -> bool:
+        return not self._is_slow() and self._rng.random() < 0.5
+
+    def wait(self, position: int) -> bool:
+        self.work()
+        return not self.queue and not self._ended
 
     def work(self) -> None:
         ops, position = self.queue.popleft()
@@ -164,7 +174,7 @@ class Member:
         members = tuple(api.Member(name, f"{name}:1") for name in self.names)
         config = RaftConfig(name=self.name, members=members, data_dir=self.name)
         self.loop.enter()
-        with self._seams(limits, chunk_bytes):
+        with self._seams(limits, chunk_bytes, lambda: self.slow_until > clock.now):
             node = RaftNode(config, self.machine, rng=self.rng)
             try:
                 node.start().send(None)
@@ -182,15 +192,15 @@ class Member:
         self.applied_seen = 0
 
     @contextmanager
-    def _seams(self, limits: Limits, chunk_bytes: int) -> Iterator[None]:
+    def _seams(self, limits: Limits, chunk_bytes: int, is_slow: Callable[[], bool]) -> Iterator[None]:
         """What RaftNode finds in its module in place of files, threads and gRPC."""
-        module, replaced = tiflow.raft.node, {}
+        module, replaced = tiflow.raft.driver, {}
         network = type("_Transport", (SimTransport,), {"network": self.network})
         for name, stand_in in {
             "Path": SimPath,
             "DirectoryLock": _NoLock,
             "Journal": functools.partial(WatchedJournal, name=self.name, ledger=self.ledger),
-            "JournalWriter": functools.partial(SimWriter, rng=self.rng),
+            "JournalWriter": functools.partial(SimWriter, rng=self.rng, is_slow=is_slow),
             "ThreadPoolExecutor": SimExecutor,
             "GrpcTransport": network,
             "SnapshotStore": functools.partial(SnapshotStore, chunk_bytes=chunk_bytes),
@@ -240,7 +250,7 @@ class Member:
     @property
     def leads(self) -> bool:
         """Elected, though perhaps not ready."""
-        return self.node is not None and self.node._core.state == LEADER
+        return self.node is not None and self.node._core._SyncObj__raftState == LEADER
 
     @property
     def failure(self) -> BaseException | None:
@@ -248,11 +258,10 @@ class Member:
         assert self.node is not None
         return self.node.fatal.exception() if self.node.fatal.done() else None
 
-    def matches(self) -> Iterator[tuple[str, int]]:
-        """What this leader believes to be on the disk of each member with which it talks."""
+    def matches(self, one: str | None) -> Iterator[tuple[str, int]]:
+        """What this leader believes to be on the disk of each member with which it talks, or of one."""
         assert self.node is not None
-        core = self.node._core
+        believed = self.node._core._SyncObj__raftMatchIndex
         for name, peer in self._peers:
-            match = core.match_index(peer)
-            if match:
+            if one in (None, name) and (match := believed.get(peer, 0)):
                 yield name, match

@@ -110,8 +110,8 @@ class Network:
         self.cuts.clear()
         self.stalls.clear()
 
-    def connected(self, a: str, b: str) -> bool:
-        return frozenset((a, b)) in self._sessions
+    def connected(self, pair: frozenset[str]) -> bool:
+        return pair in self._sessions
 
     def connect(self, a: str, b: str) -> Session:
         """A new session between the two, empty yet."""

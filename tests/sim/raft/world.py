@@ -35,7 +35,9 @@ class World:
             name: Member(name, self.names, self.ledger, self.network, Random(rng.random())) for name in self.names
         }
         self.clients = Clients(self.ledger, rng)
-        self.pairs = [(a, b) for place, a in enumerate(self.names) for b in self.names[place + 1 :]]
+        self.pairs = [
+            (a, b, frozenset((a, b))) for place, a in enumerate(self.names) for b in self.names[place + 1 :]
+        ]
         nemesis = Nemesis(self)
         self._faults = [(rate, getattr(nemesis, name)) for name, rate in weather.rates]
         self._heal = nemesis.heal
@@ -73,13 +75,11 @@ class World:
         running = [m for m in self.members.values() if m.node is not None and m.paused_until <= now]
         due = [m for m in running if m.loop.next_due() <= now]
         wires = self._deliverable()
-        disks = [m for m in running if m.busy and m.slow_until <= now]
+        disks = [m for m in running if (m.writer.queue or m.executor.queue) and m.slow_until <= now]
         links = self._connectable()
-        choices = [(30, due), (34, wires), (22, disks), (4, links)]
-        dice = rng.random() * sum(weight for weight, items in choices if items)
-        for weight, items in choices:
-            if not items:
-                continue
+        choices = [choice for choice in ((30, due), (34, wires), (22, disks), (4, links)) if choice[1]]
+        dice = rng.random() * sum([weight for weight, _ in choices])
+        for weight, items in choices:  # noqa: B007 - what it ends at is used below
             dice -= weight
             if dice < 0:
                 break
@@ -100,13 +100,14 @@ class World:
         return [wire for wire in self.network.deliverable() if members[wire[1]].paused_until <= now]
 
     def _connectable(self) -> list[Wire]:
-        now, network = self.clock.now, self.network
-        up = {name for name, m in self.members.items() if m.node is not None and m.paused_until <= now}
-        return [
-            (a, b)
-            for a, b in self.pairs
-            if a in up and b in up and not network.connected(a, b) and frozenset((a, b)) not in network.cuts
+        apart = [
+            pair for pair in self.pairs if not self.network.connected(pair[2]) and pair[2] not in self.network.cuts
         ]
+        if not apart:
+            return []
+        now = self.clock.now
+        up = {name for name, m in self.members.items() if m.node is not None and m.paused_until <= now}
+        return [(a, b) for a, b, _ in apart if a in up and b in up]
 
     def turn(self, member: Member) -> None:
         member.turn()
@@ -198,9 +199,8 @@ class World:
         self._check_progress(member)
         for leader in self.members.values():
             if leader.leads:
-                for name, match in leader.matches():
-                    if member.name in (name, leader.name):
-                        self._check_match(leader, self.members[name], match)
+                for name, match in leader.matches(None if member is leader else member.name):
+                    self._check_match(leader, self.members[name], match)
 
     def _check_progress(self, member: Member) -> None:
         node = member.node
@@ -266,6 +266,7 @@ class World:
 
     def let_one_return(self) -> None:
         """Who does not hear the leader, and who comes back from a partition, deposes nobody."""
+        self.run_until(lambda: not self._handing_over() and self._settled(), SETTLE_S, "end their transfers")
         leader = next(member for member in self.members.values() if member.leads)
         assert leader.node is not None
         term = leader.node.term
@@ -328,6 +329,9 @@ class World:
             and all(len(member.machine.commands) == len(self.ledger.applied) for member in self.members.values())
             and len({node.term for node in nodes if node is not None}) == 1
         )
+
+    def _handing_over(self) -> bool:
+        return any(member.node is not None and member.node._transferring for member in self.members.values())
 
     def note(self, what: str, who: str, *details: object) -> None:
         if self.trace is not None:

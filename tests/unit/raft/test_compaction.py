@@ -6,7 +6,6 @@ import pytest
 
 from tests.unit.raft import conftest
 from tests.unit.raft.conftest import until
-from tests.unit.raft.test_node import PATIENT
 from tiflow.raft.library import Limits
 
 TRIGGER_BYTES, ENTRY_BYTES, ENTRIES = 2 << 20, 8 << 10, 6_000
@@ -46,7 +45,7 @@ def journal_bytes(directory):
 @pytest.mark.parametrize("limit", [{"snapshot_bytes": TRIGGER_BYTES}, {"snapshot_entries": 256}])
 async def test_the_journal_never_exceeds_its_bound_also_while_a_follower_is_down(make_cluster, monkeypatch, limit):
     monkeypatch.setattr(conftest, "History", Counter)
-    cluster = make_cluster(**PATIENT, **limit)
+    cluster = make_cluster(**limit)
     await cluster.start()
     leader = await cluster.leader()
     down, _ = await cluster.followers()

@@ -7,11 +7,12 @@ import threading
 
 import pytest
 
-from tests.unit.raft.conftest import until
+from tests.unit.raft.conftest import IMPATIENT, until
 from tests.unit.raft.test_journal import indices, recovered
 from tiflow.errors import NoSpace, Unavailable
 from tiflow.raft.disk import DiskGuard, DiskSpace
-from tiflow.raft.journal import JournalFile, JournalWriter, Record, Rotate, entry_record
+from tiflow.raft.journal import JournalFile, Record, Rotate, entry_record
+from tiflow.raft.writer import JournalWriter
 
 MIB = 1 << 20
 
@@ -73,6 +74,23 @@ async def test_a_write_without_room_waits_and_is_done_in_order_when_there_is(tmp
     assert indices(recovered(tmp_path)) == [1, 2]
 
 
+async def test_who_waits_for_a_disk_waits_a_moment_at_most(tmp_path, written):
+    writer, landed, _ = written
+    released = threading.Event()
+    write = writer._file.write
+    writer._file.write = lambda ops: (released.wait(30), write(ops))
+
+    writer.submit([entry_record((b"\x00first", 1, 1))], 1)
+    assert not writer.wait(1)
+    assert landed == []
+
+    released.set()
+    await until(lambda: landed == [1], "it is told when it is done")
+    writer.submit([entry_record((b"\x00second", 2, 1))], 2)
+    await until(lambda: landed[-1:] == [2], "and the next one as usual")
+    assert writer.wait(2)
+
+
 async def test_a_writer_that_waits_for_room_can_be_stopped(tmp_path, volume, written):
     writer, landed, failed = written
     volume.free_bytes = 0
@@ -121,7 +139,8 @@ def set_space(node, state):
     node._guard.space = DiskSpace(state=state, free_bytes=5 * MIB, reserve_bytes=64 * MIB)
 
 
-async def test_a_leader_whose_disk_is_nearly_full_gives_the_lead_to_who_has_room(cluster):
+async def test_a_leader_whose_disk_is_nearly_full_gives_the_lead_to_who_has_room(cluster, monkeypatch):
+    monkeypatch.setattr("tiflow.raft.node.TRANSFER_TIMEOUT_S", 0.3)  # of the one who has none, and may be asked first
     old = await cluster.leader()
     short, roomy = await cluster.followers()
     set_space(cluster.nodes[short], "low")
@@ -149,7 +168,9 @@ async def test_a_lone_master_takes_no_commands_while_its_disk_is_nearly_full(mak
     assert await node.propose(b"again") == 1
 
 
-async def test_a_leader_whose_disk_hangs_resigns_and_what_it_took_meanwhile_is_bounded(cluster):
+async def test_a_leader_whose_disk_hangs_resigns_and_what_it_took_meanwhile_is_bounded(make_cluster):
+    cluster = make_cluster(**IMPATIENT)
+    await cluster.start()
     old = await cluster.leader()
     name = cluster.name_of(old)
     released = threading.Event()

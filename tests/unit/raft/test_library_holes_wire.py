@@ -289,6 +289,17 @@ async def test_a_stranger_is_refused_and_told_nothing(ours):
     assert "readonly is none of m2's peers" in details
 
 
+async def test_of_what_a_stranger_says_little_is_kept(ours):
+    member = await ours()
+    async with _stream(member.port) as call:
+        await call.write(member.hello(name="x" * (1 << 20)))
+
+        code, _ = await _refusal(call)
+
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert member.node._transport.refused == {}
+
+
 def test_plain_takes_anybody_for_the_peer_he_says_he_is(plain):
     member = plain(["127.0.0.1:2", "127.0.0.1:3"])
     (peer,) = [node for node in member.core.otherNodes if node.id == "127.0.0.1:3"]
@@ -365,6 +376,18 @@ async def test_a_newer_stream_ends_the_older(ours):
             async with asyncio.timeout(WAIT_S):
                 assert await late.read() is grpc.aio.EOF
         assert member.node._transport.connected("m1")
+
+
+async def test_a_peer_whose_clock_was_set_back_comes_in_again(ours):
+    member = await ours()
+    async with _stream(member.port) as before:
+        await before.write(member.hello(session=2_000))
+        await before.read()
+    await until(lambda: not member.node._transport.connected("m1"), "the stream has ended", WAIT_S)
+
+    async with _stream(member.port) as after, asyncio.timeout(WAIT_S):
+        await after.write(member.hello(session=1_000))
+        assert (await after.read()).hello.name == "m2"
 
 
 def test_plain_listens_to_the_whole_world_by_default(plain):

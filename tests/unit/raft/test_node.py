@@ -1,10 +1,11 @@
 import asyncio
 import shutil
+import threading
 import time
 
 import pytest
 
-from tests.unit.raft.conftest import until
+from tests.unit.raft.conftest import IMPATIENT, until
 from tiflow.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -16,6 +17,7 @@ from tiflow.errors import (
 from tiflow.raft.api import Member
 from tiflow.raft.journal import ENTRY_BYTES_MAX, JournalDamaged
 from tiflow.raft.library import Fatal
+from tiflow.raft.transport import GrpcTransport
 
 
 async def propose(node, *entries):
@@ -69,13 +71,7 @@ async def test_the_leader_knows_its_followers(cluster):
     assert status.applied_index == status.commit_index == status.durable_index == status.last_index
 
 
-#: three nodes share one core here; what keeps it busy for long must not cost the leader its lead
-PATIENT = {"heartbeat_ms": 100, "election_timeout_ms": (1500, 2000), "leader_fallback_ms": 2000}
-
-
-async def test_the_largest_entry_passes_and_a_larger_one_is_refused(make_cluster):
-    cluster = make_cluster(**PATIENT)
-    await cluster.start()
+async def test_the_largest_entry_passes_and_a_larger_one_is_refused(cluster):
     leader = await cluster.leader()
 
     assert await leader.propose(b"x" * ENTRY_BYTES_MAX) == 1
@@ -85,9 +81,7 @@ async def test_the_largest_entry_passes_and_a_larger_one_is_refused(make_cluster
     await cluster.agree(1)
 
 
-async def test_refuses_proposals_when_too_many_wait(make_cluster):
-    cluster = make_cluster(**PATIENT)
-    await cluster.start()
+async def test_refuses_proposals_when_too_many_wait(cluster):
     leader = await cluster.leader()
 
     results = await asyncio.gather(
@@ -133,7 +127,9 @@ async def test_a_barrier_returns_what_was_committed_before_it(cluster):
     assert len(cluster.machines[cluster.name_of(leader)].entries) == 10
 
 
-async def test_a_leader_without_a_majority_passes_no_barrier_and_steps_down(cluster):
+async def test_a_leader_without_a_majority_passes_no_barrier_and_steps_down(make_cluster):
+    cluster = make_cluster(**IMPATIENT)
+    await cluster.start()
     leader = await cluster.leader()
     await cluster.stop(*await cluster.followers())
 
@@ -171,18 +167,24 @@ async def test_another_member_leads_when_the_leader_ends(cluster):
     await cluster.agree(51)
 
 
-async def test_what_waits_when_the_leader_loses_its_majority_has_an_unknown_outcome(cluster):
+async def test_what_waits_when_the_leader_loses_its_majority_has_an_unknown_outcome(make_cluster):
+    cluster = make_cluster(**IMPATIENT)
+    await cluster.start()
     leader = await cluster.leader()
-    await cluster.stop(*await cluster.followers())
+    released, write = threading.Event(), leader._file.write
+    leader._file.write = lambda ops: (
+        released.wait(30),
+        write(ops),
+    )  # so that it is not committed before they are gone
     first = asyncio.ensure_future(leader.propose(b"perhaps"))
+    await asyncio.sleep(0)
+    await cluster.stop(*(name for name, node in cluster.nodes.items() if node is not leader))
 
-    with pytest.raises((OutcomeUnknown, NotLeader)) as caught:
+    with pytest.raises(OutcomeUnknown):
         await first
-    if not leader.is_leader:
-        with pytest.raises(NotLeader):
-            await leader.propose(b"surely not")
-
-    assert caught.type is OutcomeUnknown
+    with pytest.raises(NotLeader):
+        await leader.propose(b"surely not")
+    released.set()
 
 
 async def test_all_members_restart_and_keep_everything(cluster):
@@ -267,7 +269,7 @@ async def test_a_returning_member_deposes_nobody(cluster):
 
 
 async def test_a_lagging_follower_gets_a_snapshot(make_cluster):
-    cluster = make_cluster(snapshot_entries=2000, **PATIENT)
+    cluster = make_cluster(snapshot_entries=2000)
     await cluster.start()
     leader = await cluster.leader()
     (victim, _) = await cluster.followers()
@@ -389,6 +391,18 @@ async def test_a_directory_without_its_journal_is_refused(make_cluster):
         await cluster.start()
 
 
+async def test_a_log_without_an_identity_is_refused(make_cluster):
+    """Nobody knows of which cluster it is: its entries would go into another one's history."""
+    cluster = make_cluster(["m1"])
+    await cluster.start()
+    await propose(await cluster.leader(), "a")
+    await cluster.stop()
+    (cluster.directory / "m1" / "identity.json").unlink()
+
+    with pytest.raises(FailedPrecondition, match=r"not its identity\.json"):
+        await cluster.start()
+
+
 async def test_a_damaged_journal_stops_the_start(make_cluster):
     cluster = make_cluster(["m1"])
     await cluster.start()
@@ -430,6 +444,23 @@ async def test_a_member_with_other_peers_is_refused(make_cluster):
     assert cluster.nodes["m1"].status().role == "forming"
 
 
+async def test_a_peer_is_dialled_again_whatever_went_wrong(make_cluster, monkeypatch):
+    call, failed = GrpcTransport._call, []
+
+    async def fails_once(transport, link):
+        if link.member.name not in failed:
+            failed.append(link.member.name)
+            raise ValueError("nobody thought of this")
+        await call(transport, link)
+
+    monkeypatch.setattr(GrpcTransport, "_call", fails_once)
+    cluster = make_cluster()
+    await cluster.start()
+
+    assert (await cluster.leader()).cluster_id
+    assert set(failed) == {"m2", "m3"}
+
+
 async def test_settings_are_checked(make_cluster):
     cluster = make_cluster(["m1"])
     cluster.bind("m1")
@@ -440,7 +471,9 @@ async def test_settings_are_checked(make_cluster):
         cluster.make("m1", members=cluster.members * 0)
 
 
-async def test_a_failover_takes_less_than_an_election_timeout_when_the_stream_breaks(cluster):
+async def test_a_failover_takes_less_than_an_election_timeout_when_the_stream_breaks(make_cluster):
+    cluster = make_cluster(election_timeout_ms=(20_000, 25_000))
+    await cluster.start()
     leader = await cluster.leader()
     name = cluster.name_of(leader)
     node = cluster.nodes.pop(name)
@@ -449,5 +482,5 @@ async def test_a_failover_takes_less_than_an_election_timeout_when_the_stream_br
 
     await cluster.leader()
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     await node.stop()
