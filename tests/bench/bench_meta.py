@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=256, help="that wait for an answer at the same time")
     parser.add_argument("--bytes", type=int, default=100, help="of a value")
     options = parser.parse_args()
-    server = new_server()
+    server = new_server(sync=True)
     try:
         server.start()
         url = server.create_database(f"tiflow_{uuid4().hex[:12]}")

@@ -24,7 +24,7 @@ from tiflow.meta.tables import JOB_ARCHIVES, JOB_EVENTS, JOBS, open_engine
 from tiflow.raft.backup import read_member
 from tiflow.sched.machine import Machine
 
-OUTAGE_S = float(os.environ.get("TIFLOW_OUTAGE_S", "4"))
+OUTAGE_S = float(os.environ.get("TIFLOW_OUTAGE_S", "0"))
 
 pytestmark = pytest.mark.mysql
 
@@ -67,7 +67,7 @@ class Load:
     def goes_on(self) -> None:
         """Some more jobs are finished from now on."""
         seen = len(self.kept)
-        eventually(lambda: self.error or len(self.kept) > seen + 3, within_s=60)
+        eventually(lambda: self.error or len(self.kept) > seen + 1, within_s=60)
         assert self.error is None, self.error
 
 
@@ -110,37 +110,37 @@ def cluster_id(url: str) -> str:
     return id
 
 
-@pytest.mark.parametrize("how", ["killed", "stopped"])
-def test_nothing_waits_for_the_database(
-    new_cluster: Callable[..., Cluster], own_server: Server, tmp_path: Path, how: str
-):
+def test_nothing_waits_for_the_database(new_cluster: Callable[..., Cluster], own_server: Server, tmp_path: Path):
+    """It is killed, and then, when all is well again, stopped."""
     own_server.start()
     url = own_server.create_database(f"tiflow_{uuid4().hex[:12]}")
-    cluster = new_cluster(masters=3, executors=2, metadata_url=url, data_dir=tmp_path)
+    hasty = f"{url}?read_timeout=2&write_timeout=2"  # a server that is stopped takes so long to be noticed
+    cluster = new_cluster(masters=3, executors=1, slots=2, metadata_url=hasty, data_dir=tmp_path)
     client = cluster.client()
     with Load(client) as load:
         load.goes_on()
-        eventually(lambda: metadata(client).state == "available", within_s=30)
-        away_s = time.monotonic()
-        own_server.kill() if how == "killed" else own_server.pause()
-        load.goes_on()
-        eventually(lambda: metadata(client).state == "unavailable", within_s=40)
-        assert metadata(client).behind > 0
-        assert metadata(client).error
-        leader = cluster.wait_leader()
-        cluster.kill(leader)
-        cluster.wait_leader(other_than=leader)
-        load.goes_on()
-        cluster.restart(leader)
-        while time.monotonic() - away_s < OUTAGE_S:
+        for take_away, bring_back in ((own_server.kill, own_server.start), (own_server.pause, own_server.resume)):
+            eventually(lambda: metadata(client).state == "available", within_s=60)
+            away_s = time.monotonic()
+            take_away()
             load.goes_on()
-        own_server.start() if how == "killed" else own_server.resume()
-        load.goes_on()
+            eventually(lambda: metadata(client).state == "unavailable", within_s=60)
+            assert metadata(client).behind > 0
+            assert metadata(client).error
+            leader = cluster.wait_leader()
+            cluster.kill(leader)
+            cluster.wait_leader(other_than=leader)
+            load.goes_on()
+            cluster.restart(leader)
+            while time.monotonic() - away_s < OUTAGE_S:
+                load.goes_on()
+            bring_back()
+            load.goes_on()
     assert load.error is None, load.error
     eventually(lambda: metadata(client).state == "available" and metadata(client).behind == 0, within_s=60)
     cluster.stop()
     judge(cluster, url, load.kept)
-    print(f"{how}: {len(load.kept)} jobs, the slowest took {load.slowest_s:.2f} s")
+    print(f"{len(load.kept)} jobs, the slowest took {load.slowest_s:.2f} s")
 
 
 def test_a_database_that_comes_later_than_the_masters(
@@ -149,7 +149,7 @@ def test_a_database_that_comes_later_than_the_masters(
     own_server.start()
     url = own_server.create_database("late")
     own_server.kill()
-    cluster = new_cluster(masters=3, executors=1, metadata_url=url, data_dir=tmp_path)
+    cluster = new_cluster(masters=1, executors=1, metadata_url=url, data_dir=tmp_path)
     client = cluster.client()
     ids = [client.run_command(["true"]).wait(timeout_s=20).id for _ in range(3)]
     eventually(lambda: metadata(client).state == "unavailable", within_s=20)

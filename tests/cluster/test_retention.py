@@ -1,8 +1,7 @@
 """Jobs that have left the masters for the database are there as before, for who asks."""
 
-import json
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
@@ -16,20 +15,13 @@ from tiflow.rpc import tiflow_pb2 as pb
 from tiflow.sched.model import Command, GroupSpec, JobSpec
 
 
-@pytest.fixture(params=["sqlite", pytest.param("mysql", marks=pytest.mark.mysql)])
-def url(request: pytest.FixtureRequest) -> Iterator[str | None]:
-    if request.param == "sqlite":
-        yield None
-        return
-    server: Server = request.getfixturevalue("mysql")
-    yield server.create_database(f"tiflow_{uuid4().hex[:12]}")
-
-
 def pruned(client: Client) -> int:
     return client.cluster_status().pruned
 
 
-def test_nobody_notices_that_a_job_has_left(new_cluster: Callable[..., Cluster], url: str | None):
+@pytest.mark.mysql
+def test_nobody_notices_that_a_job_has_left(new_cluster: Callable[..., Cluster], mysql: Server):
+    url = mysql.create_database(f"tiflow_{uuid4().hex[:12]}")
     config = {"metadata": {"retention": "1s"}}
     cluster = new_cluster(masters=1, executors=1, slots=2, metadata_url=url, master_config=config)
     client = cluster.client()
@@ -86,9 +78,8 @@ def test_nobody_notices_that_a_job_has_left(new_cluster: Callable[..., Cluster],
     waiting.cancel()
     assert again.wait(timeout_s=20).state == "Finished"
 
-    shown = json.loads(cluster.cli("cluster", "status", "--json", check=True).stdout)["cluster"]
-    assert shown["metadata"]["state"] == "available"
-    assert shown["pruned"] >= 4
+    shown = client.cluster_status()
+    assert (shown.metadata.state, shown.pruned >= 4) == ("available", True)
     assert "left for the database:" in cluster.cli("cluster", "status", check=True).stdout
     assert "submitted" in cluster.cli("job", "events", "bad", check=True).stdout
     with urllib.request.urlopen(f"http://{cluster.http_addresses['m1']}/metrics", timeout=5) as answer:

@@ -1,10 +1,11 @@
 """A database of each kind, and a replicated state small enough to read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 
 from tests.mysql import Server
 from tiflow.meta.history import History
@@ -28,6 +29,40 @@ def server(mysql: Server) -> Iterator[Server]:
     yield mysql
     if not mysql.running:
         mysql.start()
+
+
+def begin_again(url: str) -> None:
+    """The database is as if it had just been created."""
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        for table in sa.inspect(engine).get_table_names():
+            connection.execute(sa.text(f"DROP TABLE {table}"))
+    engine.dispose()
+
+
+@contextmanager
+def refusing_large(url: str, server: Callable[[], Server]) -> Iterator[None]:
+    """Until the end the database takes no body of more than half a MiB."""
+    engine = open_engine(url)
+    if engine.dialect.name == "sqlite":
+        for when in ("INSERT", "UPDATE"):
+            with engine.begin() as connection:
+                connection.exec_driver_sql(
+                    f"CREATE TRIGGER large_{when} BEFORE {when} ON jobs WHEN length(NEW.spec) > 524288 "
+                    "BEGIN SELECT RAISE(ABORT, 'too large'); END"
+                )
+        yield
+        for when in ("INSERT", "UPDATE"):
+            with engine.begin() as connection:
+                connection.exec_driver_sql(f"DROP TRIGGER large_{when}")
+    else:
+        before = server().execute("SELECT @@global.max_allowed_packet")[0][0]
+        server().execute("SET GLOBAL max_allowed_packet = 524288")  # of connections that are made from now on
+        try:
+            yield
+        finally:
+            server().execute(f"SET GLOBAL max_allowed_packet = {before}")
+    engine.dispose()
 
 
 def create_database(mysql: Server) -> str:
@@ -72,8 +107,14 @@ class State:
         """A command that changes no job."""
         self.revision += 1
 
-    def living(self) -> frozenset[int]:
-        return frozenset(self.jobs)
+    def living(self) -> list[tuple[int, int]]:
+        return [(job.uid, job.mod_revision) for job in self.jobs.values()]
+
+    def versions(self, uids: Collection[int]) -> list[tuple[int, Iterable[Written]]]:
+        return [(uid, [self.version(self.jobs[uid])]) for uid in uids if uid in self.jobs]
+
+    def version(self, row: JobRow) -> Written:
+        return Written(row, (self.event(row),), self.archive(row))
 
     def batch(self, after: int, limit: int) -> Batch:
         """As the master's: in order of last write; if `limit` cuts it off, up to the last one's revision."""
@@ -83,7 +124,7 @@ class State:
         )
         to = self.revision if len(rows) <= limit else rows[limit - 1].mod_revision
         deleted = [uid for uid, revision in self.deleted.items() if after < revision <= to]
-        written = [Written(row, (self.event(row),), self.archive(row)) for row in rows[:limit]]
+        written = [self.version(row) for row in rows[:limit]]
         return Batch(to, iter(written), tuple(deleted), persisted=self.persisted, pruned=self.pruned)
 
     @staticmethod

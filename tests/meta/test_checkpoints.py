@@ -1,6 +1,7 @@
 """Checkpoints: durable when put, and fenced where they are kept."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,7 +11,8 @@ import sqlalchemy as sa
 
 from tests.meta.conftest import CLUSTER, State, create_database
 from tests.mysql import Server
-from tests.unit.sched.support import Cluster
+from tests.unit.sched import test_framework as framework
+from tests.unit.sched.support import KEPT, Cluster
 from tiflow.clock import SystemClock
 from tiflow.errors import (
     FailedPrecondition,
@@ -27,6 +29,7 @@ from tiflow.meta.checkpoints import Checkpoints, Holder, Write
 from tiflow.meta.records import Batch
 from tiflow.meta.store import Store
 from tiflow.meta.tables import JOB_CHECKPOINTS, JOB_FENCES, open_engine
+from tiflow.sched.commands import SetFormat
 
 WAIT_S = 30.0
 
@@ -44,7 +47,7 @@ def state(engine: sa.Engine) -> State:
     state = State()
     state.put("job")
     store = Store(engine, CLUSTER)
-    assert store.advance(store.stand().revision, state.batch(0, 10))
+    assert store.advance(store.stand().revision, state.batch(0, 10)) == []
     return state
 
 
@@ -54,7 +57,7 @@ def put(holder: Holder, key: str, value: bytes | None) -> Write:
 
 @pytest.mark.usefixtures("state")
 def test_what_was_put_is_there_and_in_order(engine: sa.Engine) -> None:
-    store, master = Checkpoints(engine, 1), Holder(1, "", 1)
+    store, master = Checkpoints(engine, CLUSTER, 1), Holder(1, "", 1)
     store.hold(master)
     large = bytes(range(256)) * 16_384  # 4 MiB
     assert store.write([put(master, "b/2", b"x"), put(master, "a", large), put(master, "b/2", b"y")]) == [None] * 3
@@ -74,7 +77,7 @@ def test_what_was_put_is_there_and_in_order(engine: sa.Engine) -> None:
 @pytest.mark.usefixtures("state")
 def test_a_late_write_of_a_replaced_attempt_is_refused(engine: sa.Engine) -> None:
     """Whoever sends it: the fence is in the database, and not in a leader's memory."""
-    leader, deposed = Checkpoints(engine, 1), Checkpoints(open_engine(engine.url), 1)
+    leader, deposed = Checkpoints(engine, CLUSTER, 1), Checkpoints(open_engine(engine.url), CLUSTER, 1)
     first, second, worker = Holder(1, "", 1), Holder(1, "", 2), Holder(1, "worker-7", 1)
     deposed.hold(first)
     assert deposed.write([put(first, "k", b"first")]) == [None]
@@ -98,7 +101,7 @@ def test_a_late_write_of_a_replaced_attempt_is_refused(engine: sa.Engine) -> Non
 @pytest.mark.usefixtures("state")
 def test_a_late_write_of_a_deposed_leader_is_refused_though_the_attempt_is_the_same(engine: sa.Engine) -> None:
     """Its caller has long asked the next leader, and gone on: an older value must not come back."""
-    leader, deposed = Checkpoints(engine, 2), Checkpoints(open_engine(engine.url), 1)
+    leader, deposed = Checkpoints(engine, CLUSTER, 2), Checkpoints(open_engine(engine.url), CLUSTER, 1)
     master = Holder(1, "", 1)
     deposed.hold(master)
     leader.hold(master)
@@ -124,7 +127,7 @@ def test_a_write_that_waits_for_its_successor_is_refused(engine: sa.Engine) -> N
     """The successor's transaction has begun first: it decides."""
     if engine.dialect.name == "sqlite":
         pytest.skip("a writer has the whole file")
-    store, first = Checkpoints(engine, 1), Holder(1, "", 1)
+    store, first = Checkpoints(engine, CLUSTER, 1), Holder(1, "", 1)
     store.hold(first)
 
     async def race() -> list[Any]:
@@ -142,12 +145,12 @@ def test_a_write_that_waits_for_its_successor_is_refused(engine: sa.Engine) -> N
 
 
 def test_nothing_is_written_for_a_job_that_was_deleted(engine: sa.Engine, state: State) -> None:
-    store, master = Checkpoints(engine, 1), Holder(1, "", 1)
+    store, master = Checkpoints(engine, CLUSTER, 1), Holder(1, "", 1)
     store.hold(master)
     store.write([put(master, "k", b"v")])
     state.delete(1)
     projection = Store(engine, CLUSTER)
-    assert projection.advance(projection.stand().revision, Batch(state.revision, deleted=(1,)))
+    assert projection.advance(projection.stand().revision, Batch(state.revision, deleted=(1,))) == []
 
     (verdict,) = store.write([put(master, "k", b"late")])
 
@@ -166,8 +169,10 @@ async def service(url: str, cluster: Cluster, term: int = 1) -> AsyncIterator[Ch
     store = Store(engine, CLUSTER)
     read = (await asyncio.to_thread(store.stand)).revision
     if (batch := StateSource(cluster.machine, CLUSTER).batch(read, 100)).to > read:
-        assert await asyncio.to_thread(store.advance, read, batch)
-    made = CheckpointService(engine, cluster.machine, SystemClock(), term)
+        assert await asyncio.to_thread(store.advance, read, batch) == []
+        read = batch.to
+    made = CheckpointService(engine, CLUSTER, cluster.machine, SystemClock(), term)
+    assert await made.secure(read)
     running = asyncio.create_task(made.run())
     try:
         yield made
@@ -183,9 +188,9 @@ async def test_many_callers_share_a_transaction(url: str, monkeypatch: pytest.Mo
     sizes: list[int] = []
     write = Checkpoints.write
 
-    def counted(self: Checkpoints, writes: Any) -> Any:
+    def counted(self: Checkpoints, writes: Any, floor: int) -> Any:
         sizes.append(len(writes))
-        return write(self, writes)
+        return write(self, writes, floor)
 
     monkeypatch.setattr(Checkpoints, "write", counted)
     async with service(url, cluster) as checkpoints:
@@ -253,6 +258,58 @@ async def test_during_an_outage_a_put_waits_as_long_as_its_caller_does(server: S
         assert (await checkpoints.get(holder, "k", WAIT_S)).value == b"patient"  # type: ignore[union-attr]
 
 
+async def test_workers_that_were_forgotten_leave_no_fences_to_those_of_the_same_name(url: str) -> None:
+    cluster = Cluster()
+    cluster.apply(SetFormat(3))
+    job, executor = framework.submit(cluster), cluster.register(slots=9)
+    framework.place(cluster, job, executor)
+    framework.start(cluster, job, count=1)
+    cluster.event(framework.place(cluster, job, executor, "w"), "failed")
+    cluster.now_ms += 10_000
+    framework.place(cluster, job, executor, "w", attempt=2)
+    async with service(url, cluster) as checkpoints:
+        await checkpoints.put(Holder(job.uid, "w/0", 2), "k", b"first", WAIT_S)
+        with pytest.raises(FailedPrecondition, match="attempt 1 of the worker w/0 has been replaced by attempt 2"):
+            await checkpoints.put(Holder(job.uid, "w/0", 1), "k", b"late", WAIT_S)
+        (placement,) = (one for one in cluster.state.placements_of(job.uid) if one.group == "w")
+        cluster.event(placement, "succeeded", results=KEPT)
+        assert framework.stop(cluster, job, forget=True)
+        with pytest.raises(Unavailable, match="there is no worker w/0"):
+            await checkpoints.put(Holder(job.uid, "w/0", 2), "k", b"late", WAIT_S)
+        framework.start(cluster, job, count=1)
+        framework.place(cluster, job, executor, "w")
+
+        await checkpoints.put(Holder(job.uid, "w/0", 1), "k", b"second", WAIT_S)
+
+
+async def test_who_waits_when_the_term_ends_is_told_so(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+    holder = Holder(cluster.submit("j").uid, "", 1)
+    began, go = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> list[Any]:
+        began.set()
+        go.wait(WAIT_S)
+        return [None]
+
+    try:
+        async with service(url, cluster) as checkpoints:
+            await checkpoints.put(holder, "k", b"before", WAIT_S)
+            monkeypatch.setattr(Checkpoints, "write", hang)
+            sent = asyncio.create_task(checkpoints.put(holder, "k", b"sent", WAIT_S))
+            await asyncio.to_thread(began.wait, WAIT_S)
+            queued = asyncio.create_task(checkpoints.put(holder, "k", b"queued", WAIT_S))
+            await asyncio.sleep(0)
+        with pytest.raises(OutcomeUnknown, match="does not lead any more"):
+            await sent
+        with pytest.raises(Unavailable, match="does not lead any more"):
+            await queued
+        with pytest.raises(Unavailable, match="does not lead any more"):
+            await checkpoints.get(holder, "k", WAIT_S)
+    finally:
+        go.set()
+
+
 @pytest.mark.mysql
 async def test_one_that_the_server_does_not_take_does_not_stop_the_others(server: Server) -> None:
     url = create_database(server)
@@ -261,10 +318,10 @@ async def test_one_that_the_server_does_not_take_does_not_stop_the_others(server
     server.execute("SET GLOBAL max_allowed_packet = 1048576")
     try:
         async with service(url, cluster) as checkpoints:
-            too_large = asyncio.create_task(checkpoints.put(holder, "large", bytes(2 << 20), 5.0))
+            too_large = asyncio.create_task(checkpoints.put(holder, "large", bytes(2 << 20), WAIT_S))
             others = [checkpoints.put(holder, f"k{n}", b"small", WAIT_S) for n in range(50)]
             await asyncio.gather(*others)
-            with pytest.raises(OutcomeUnknown):
+            with pytest.raises(InvalidArgument, match="max_allowed_packet is 1048576"):
                 await too_large
     finally:
         server.execute("SET GLOBAL max_allowed_packet = 16777216")

@@ -20,7 +20,7 @@ from tiflow.sched.views import job_state, results
 
 def write(url: str, state: State) -> None:
     store = Store(open_engine(url), state.cluster_id)
-    assert store.advance(store.stand().revision, state.batch(0, 10_000))
+    assert store.advance(store.stand().revision, state.batch(0, 10_000)) == []
     store.close()
 
 
@@ -44,7 +44,9 @@ def test_jobs_are_read_back_as_they_were_written(url: str) -> None:
         assert history.archived_revisions([1, 2, 4, 9]) == revisions
         assert [row.uid for row in history.unfinished()] == [2]
         assert history.events(3) == [State.event(state.jobs[3])]
-        assert history.delete("job-0") == 2
+        assert history.delete("job-0", 3) == 1
+        assert history.get_job("job-0") == state.jobs[4], "it was submitted after the order to delete the first one"
+        assert history.delete("job-0", 4) == 1
         assert history.get_job("job-0") is None
     with history_of(url, "yours") as history, pytest.raises(Unavailable, match="belongs to mine"):
         history.list_jobs()
@@ -66,7 +68,7 @@ def test_an_archived_job_is_as_it_was_in_the_state(url: str) -> None:
         placement = cluster.place(job, executor, start, start + 500)
         cluster.event(placement, "succeeded" if start else "failed", error="☃" * 100, final=True)
     store = Store(open_engine(url), "mine")
-    assert store.advance(store.stand().revision, StateSource(cluster.machine, "mine").batch(0, 10))
+    assert store.advance(store.stand().revision, StateSource(cluster.machine, "mine").batch(0, 10)) == []
     store.close()
     with history_of(url, "mine") as history:
         state = history.archived("j")
@@ -107,7 +109,7 @@ def test_of_the_jobs_that_left_the_masters_only_those_are_deleted_that_the_datab
     assert deleted() == {10_000}, "nothing has left, so the database need not be asked"
     cluster.apply(DeleteJob("deleted"))
     store = Store(open_engine(url), "mine")
-    assert store.advance(store.stand().revision, StateSource(cluster.machine, "mine").batch(0, 10))
+    assert store.advance(store.stand().revision, StateSource(cluster.machine, "mine").batch(0, 10)) == []
     store.close()
     left = cluster.state.jobs["left"]
     assert cluster.apply(PruneJobs(cluster.state.revision, ((left.uid, left.mod_revision),))) == 1

@@ -11,6 +11,7 @@ from tiflow.errors import TiflowError, Unavailable
 from tiflow.master.checkpoints import CheckpointService
 from tiflow.master.metadata import StateSource
 from tiflow.master.proposer import Proposer
+from tiflow.master.threads import Threads
 from tiflow.meta.history import History
 from tiflow.meta.projector import Projector
 from tiflow.meta.tables import open_engine
@@ -21,7 +22,7 @@ from tiflow.sched.prune import prunable
 from tiflow.sched.state import State
 
 RETAIN_EVERY_S = 1.0
-READS_AT_ONCE = 4  #: threads that a database which hangs may hold
+READS_AT_ONCE = 2  #: threads that a database which hangs may hold
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -42,15 +43,16 @@ class Archive:
         retention_ms: Millis,
     ) -> None:
         """Raises InvalidArgument if `url` can never work. Does not connect."""
-        self.projector = Projector(url, cluster_id, StateSource(machine, cluster_id))
         self._engine = open_engine(url)
+        self.checkpoints = CheckpointService(self._engine, cluster_id, machine, clock, term)
+        self.projector = Projector(url, cluster_id, StateSource(machine, cluster_id), guard=self.checkpoints)
+        self.checkpoints.projector = self.projector
         self._history = History(self._engine, cluster_id)
         self._machine = machine
         self._proposer = proposer
         self._clock = clock
         self._retention_ms = retention_ms
-        self.checkpoints = CheckpointService(self._engine, machine, clock, term)
-        self._reading = asyncio.Semaphore(READS_AT_ONCE)
+        self._reading = Threads(READS_AT_ONCE)
 
     async def run(self) -> None:
         """Until canceled."""
@@ -72,15 +74,14 @@ class Archive:
             "revision": projector.revision,
             "behind": max(0, self._machine.state.revision - projector.revision),
             "error": projector.last_error or "",
-            "note": projector.restored,
+            "note": projector.note,
         }
 
     async def read(self, work: Callable[[History], T]) -> T:
         """Ask the database in a thread. Raises Unavailable."""
         if not self.projector.available:
             raise Unavailable(f"the metadata database does not answer: {self.projector.last_error}")
-        async with self._reading:
-            return await asyncio.to_thread(work, self._history)
+        return await self._reading.run(lambda: work(self._history))
 
     async def job(self, job_id: str, uid: int = 0) -> State | None:
         """A state that has this job alone, which has left the masters (`uid` 0: the newest of this id); None: there
@@ -136,7 +137,9 @@ class Archive:
             state = self._machine.state
             if not self.projector.available or state.format < PruneJobs.since:
                 continue
-            command = prunable(state, self.projector.revision, self._clock.now_ms(), self._retention_ms)
+            command = prunable(
+                state, self.projector.revision, self._clock.now_ms(), self._retention_ms, self.projector.refused
+            )
             if command is None:
                 continue
             try:
@@ -150,4 +153,6 @@ class Archive:
             return command
         uids = [uid for uid, _ in command.jobs]
         there = await self.read(lambda history: history.archived_revisions(uids))
+        ids = self._machine.state.job_ids
+        self.projector.again([(uid, ids[uid]) for uid, at in command.jobs if there.get(uid) != at and uid in ids])
         return PruneJobs(command.persisted, tuple(job for job in command.jobs if there.get(job[0]) == job[1]))

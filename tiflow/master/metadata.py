@@ -1,7 +1,7 @@
 """The replicated state as rows for the metadata database."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from msgspec import Struct, msgpack
@@ -10,12 +10,12 @@ from tiflow.config import MasterConfig
 from tiflow.meta.records import Batch, EventRow, JobRow, Written
 from tiflow.sched.machine import Machine
 from tiflow.sched.model import Group, Job, JobEvents, job_state, progress
-from tiflow.sched.prune import alone
+from tiflow.sched.prune import alone, group_size, spec_size
 from tiflow.sched.snapshot import encode_state
 from tiflow.sched.state import State
 from tiflow.sched.views import job_type
 
-BATCH_BYTES = 8 << 20  #: of specs and results in one transaction, about
+BATCH_BYTES = 8 << 20  #: of specs and results in one transaction, about, unless one version has more
 BATCH_RESULT_ROWS = 20_000  #: looked at for one transaction, about: the loop must not be held up
 
 _encode = msgpack.Encoder().encode
@@ -48,7 +48,7 @@ class StateSource:
             last = record.mod_revision
             if isinstance(record, Job):
                 version = _version(state, record)
-                room -= sum(len(block) for group in record.spec.groups for block in group.items)
+                room -= _size(version)
                 rows_room -= len(version.archive.results) if version.archive is not None else 0
                 versions.append(version)
             else:
@@ -61,8 +61,14 @@ class StateSource:
             pruned=state.pruned_total,
         )
 
-    def living(self) -> frozenset[int]:
-        return frozenset(self._machine.state.job_ids)
+    def living(self) -> Iterator[tuple[int, int]]:
+        jobs = list(self._machine.state.jobs.values())
+        return ((job.uid, job.mod_revision) for job in jobs)
+
+    def versions(self, uids: Collection[int]) -> list[tuple[int, Iterable[Written]]]:
+        state = self._machine.state
+        found = ((uid, state.job_of(uid)) for uid in uids)
+        return [(uid, self._written([_version(state, job)])) for uid, job in found if job is not None]
 
     def _written(self, versions: "list[_Version]") -> Iterator[Written]:
         for version in versions:
@@ -86,6 +92,15 @@ class _Version(Struct, frozen=True):
 def _version(state: State, job: Job) -> _Version:
     archive = alone(state, job) if job.ended_at_ms else None
     return _Version(job, state.groups_of(job), state.events.get(job.uid), archive)
+
+
+def _size(version: _Version) -> int:
+    """Bytes of bodies, about, with those that are made of it on the way to the database."""
+    size = spec_size(version.job.spec)
+    if (archive := version.archive) is not None:
+        size += size + sum(group_size(group.spec) for group in archive.groups.values() if group.spec)
+        size += sum(len(row.results) + len(row.error) for row in archive.results.values())
+    return size
 
 
 def pack_archive(state: State) -> bytes:

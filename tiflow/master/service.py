@@ -204,6 +204,7 @@ class Service(Questions):
         """The job, and older ones of its id that the database alone has."""
         leader = self.leader
         job = self.state.jobs.get(job_id)
+        uid_max = self.state.revision  # what is submitted from here on is not meant, though it has the same id
         here = True
         try:
             await self._proposer.propose(DeleteJob(job_id))
@@ -214,7 +215,7 @@ class Service(Questions):
             leader.job_deleted(job.uid)
         try:
             archive = self._archive if state.pruned_total or state.restored_from else None
-            there = await archive.read(lambda history: history.delete(job_id)) if archive is not None else 0
+            there = await archive.read(lambda history: history.delete(job_id, uid_max)) if archive is not None else 0
         except Unavailable:
             if not here:
                 raise

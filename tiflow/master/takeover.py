@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 import structlog
-from msgspec import msgpack
+from msgspec import MsgspecError, msgpack
 
 from tiflow.errors import FailedPrecondition, Rejected, Unavailable
 from tiflow.master.proposer import Proposer
@@ -71,11 +71,17 @@ async def _import(engine: sa.Engine, lost: Lost, raft: RaftNode, machine: Machin
 
 async def _restore(row: JobRow, lost: Lost, proposer: Proposer) -> None:
     try:
+        spec = msgpack.decode(row.spec, type=JobSpec)
+    except MsgspecError as error:  # it must not keep back all others
+        why = f"its spec cannot be read ({error})" if row.spec else "the database did not take its spec"
+        log.error("restore_refused", job_id=row.id, uid=row.uid, reason=why)
+        return
+    try:
         await proposer.propose_own(
             RestoreJob(
                 lost.cluster_id,
                 lost.floor,
-                spec=msgpack.decode(row.spec, type=JobSpec),
+                spec=spec,
                 token=row.token,
                 submitted_at_ms=row.submitted_at_ms,
                 paused=row.state in (JobState.PAUSING, JobState.PAUSED),

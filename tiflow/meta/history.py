@@ -110,11 +110,12 @@ class History:
         query = sa.select(*_COLUMNS).where(JOBS.c.state.not_in(TERMINAL)).order_by(JOBS.c.uid)
         return self._read(lambda connection: _job_rows(connection, query))
 
-    def delete(self, id: str) -> int:
-        """Delete all finished jobs of this id. Returns: how many there were."""
+    def delete(self, id: str, uid_max: int) -> int:
+        """Delete all finished jobs of this id, but for those that were submitted after revision `uid_max`. Returns:
+        how many there were."""
 
         def work(connection: sa.Connection) -> int:
-            found = sa.select(JOBS.c.uid).where(JOBS.c.id == id, JOBS.c.state.in_(TERMINAL))
+            found = sa.select(JOBS.c.uid).where(JOBS.c.id == id, JOBS.c.uid <= uid_max, JOBS.c.state.in_(TERMINAL))
             uids = list(connection.scalars(found))
             for first in range(0, len(uids), CHUNK_ROWS):
                 for table in TABLES_OF_A_JOB:

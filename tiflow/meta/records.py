@@ -6,6 +6,13 @@ from msgspec import Struct
 
 from tiflow.sched.model import Millis
 
+PACKET_ROOM = 4_096  #: for the rest of a statement
+
+
+def packet_of(body: bytes) -> int:
+    """Bytes of a statement with it, about. Some are escaped by another one."""
+    return 2 * len(body) - len(body.translate(None, b"\0\n\r\x1a\"'\\")) + PACKET_ROOM
+
 
 class JobRow(Struct, frozen=True, kw_only=True):
     """A job as the table `jobs` has it. Field names are column names."""
@@ -45,6 +52,32 @@ class Written(Struct, frozen=True):
     job: JobRow
     events: tuple[EventRow, ...] = ()
     archive: bytes | None = None  #: all that is kept of a job that has ended; None: it has not
+
+    @property
+    def size(self) -> int:
+        """Bytes of its bodies."""
+        return len(self.job.spec) + len(self.archive or b"")
+
+    @property
+    def packet(self) -> int:
+        """Bytes that a server must take at once."""
+        return max(packet_of(self.job.spec), packet_of(self.archive or b""))
+
+
+class Refused(Struct, frozen=True):
+    """A version of a job that the database did not take: it has the job without bodies."""
+
+    uid: int
+    id: str
+    packet: int  #: bytes that the server would have to take at once
+
+
+class Fence(Struct, frozen=True):
+    """Who may write checkpoints of a job: this attempt, and no earlier one."""
+
+    uid: int  #: of the job
+    holder: str  #: empty: the job's master; else the worker of that name
+    attempt: int
 
 
 class Batch(Struct, frozen=True):

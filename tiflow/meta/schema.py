@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,9 +26,10 @@ class NewerSchema(Exception):
     """A newer tiflow has migrated the database."""
 
 
-def known() -> list[str]:
+@cache
+def known() -> tuple[str, ...]:
     """The versions that this tiflow knows, the oldest first."""
-    return [script.revision for script in _scripts().walk_revisions()][::-1]
+    return tuple(script.revision for script in _scripts().walk_revisions())[::-1]
 
 
 def current(engine: sa.Engine) -> str:

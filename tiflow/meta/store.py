@@ -1,19 +1,20 @@
 """The projector's transactions. Everything here blocks; it runs in a thread."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 from sqlalchemy.dialects import mysql, sqlite
 
 from tiflow.meta import schema
-from tiflow.meta.records import Batch
-from tiflow.meta.tables import JOB_ARCHIVES, JOB_EVENTS, JOBS, PROJECTION, TABLES_OF_A_JOB, TERMINAL
+from tiflow.meta.records import Batch, Refused, Written
+from tiflow.meta.tables import JOB_ARCHIVES, JOB_EVENTS, JOBS, PROJECTION, TABLES_OF_A_JOB, UNFINISHED
 
 CHUNK_ROWS = 500  #: uids in one statement: SQLite takes 32,766 variables, and packets have a limit
+PART_BYTES = 4 << 20  #: of bodies in memory at one time, unless a single version has more
 
 
 class ForeignCluster(Exception):
@@ -52,7 +53,11 @@ class Store:
         if not self._migrated:
             schema.ensure(self._engine)
             self._migrated = True
-        found = read_projection(self._engine)
+        try:
+            found = read_projection(self._engine)
+        except sa.exc.SQLAlchemyError:
+            self._migrated = False  # the tables may be gone
+            raise
         if found is None:
             try:
                 with self._engine.begin() as connection:
@@ -71,45 +76,88 @@ class Store:
             )
         return stand
 
-    def advance(self, read: int, batch: Batch) -> bool:
-        """Moves the database from revision `read` to `batch.to`. False: it is not at `read`; nothing changed."""
+    def advance(self, read: int, batch: Batch, *, bare: int = 0) -> list[Refused] | None:
+        """Moves the database from revision `read` to `batch.to`. None: it is not at `read`; nothing changed.
+
+        `bare`: so many versions, the largest, are written without their bodies, which the database may refuse for
+        ever. Returns: which.
+        """
         assert batch.to > read, (read, batch.to)
-        written = list(batch.written)
-        ended = [one for one in written if one.archive is not None]
-        going_on = [one.job.uid for one in written if one.archive is None]
-        events = [asdict(event) for one in written for event in one.events if event.revision > read]
         with self._engine.begin() as connection:
             # First, since it locks the row: a second writer waits here, and then misses.
             moved = connection.execute(
-                PROJECTION.update()
-                .where(PROJECTION.c.revision == read, PROJECTION.c.cluster_id == self._cluster_id)
-                .values(revision=batch.to, pruned=batch.pruned)
+                PROJECTION.update().where(*self._at(read)).values(revision=batch.to, pruned=batch.pruned)
             )
             if moved.rowcount != 1:
-                return False
-            self._write(connection, JOBS, [asdict(one.job) for one in written])
-            self._write(connection, JOB_EVENTS, events)
-            self._write(connection, JOB_ARCHIVES, [{"uid": one.job.uid, "body": one.archive} for one in ended])
-            _delete(connection, (JOB_ARCHIVES,), going_on)  # it had ended, and runs again
+                return None
+            refused = self._write_versions(connection, batch.written, after=read, bare=bare)
             _delete(connection, TABLES_OF_A_JOB, batch.deleted)
+        return refused
+
+    def rewrite(self, read: int, written: Iterable[Written]) -> bool:
+        """Writes what the database, which stands at `read`, has in another version. False: it is not at `read`."""
+        with self._engine.begin() as connection:
+            if not self._lock(connection, read):
+                return False
+            self._write_versions(connection, written, after=0)
         return True
 
-    def drop_unfinished(self, read: int, living: Collection[int]) -> list[str]:
-        """Unfinished jobs of which the masters know nothing (any more) go. Returns: their ids."""
-        query = sa.select(JOBS.c.uid, JOBS.c.id).where(JOBS.c.state.not_in(TERMINAL))
+    def differing(self, read: int, living: Iterable[tuple[int, int]], *, drop: bool) -> tuple[list[str], list[int]]:
+        """Its unfinished jobs beside all that the masters have (`living`: uid and `mod_revision`). With `drop` those
+        go that they do not have. Returns: ids of these, uids of those that should be there in another version."""
+        query = sa.select(JOBS.c.uid, JOBS.c.id, JOBS.c.mod_revision).where(JOBS.c.state.in_(UNFINISHED))
+        known = dict(living)
         with self._engine.begin() as connection:
-            own = sa.select(PROJECTION.c.id).where(
-                PROJECTION.c.revision == read, PROJECTION.c.cluster_id == self._cluster_id
-            )
-            if connection.execute(own.with_for_update()).one_or_none() is None:
-                return []
-            lost = [(uid, id) for uid, id in connection.execute(query) if uid not in living]
-            _delete(connection, TABLES_OF_A_JOB, [uid for uid, _ in lost])
-        return [id for _, id in lost]
+            if not self._lock(connection, read):
+                return [], []
+            rows = connection.execute(query).all()
+            if drop:
+                _delete(connection, TABLES_OF_A_JOB, [row.uid for row in rows if row.uid not in known])
+        lost = [row.id for row in rows if row.uid not in known]
+        differ = [row for row in rows if row.uid in known and row.mod_revision != known[row.uid] <= read]
+        return lost, [row.uid for row in differ]
+
+    def packet_max(self) -> int:
+        return packet_max(self._engine)
+
+    def _at(self, read: int) -> tuple[sa.ColumnElement[bool], ...]:
+        return PROJECTION.c.revision == read, PROJECTION.c.cluster_id == self._cluster_id
+
+    def _lock(self, connection: sa.Connection, read: int) -> bool:
+        """Whether the database stands at `read`, and then keep it there until the transaction ends."""
+        same = PROJECTION.update().where(*self._at(read)).values(revision=PROJECTION.c.revision)
+        return connection.execute(same).rowcount == 1
+
+    def _write_versions(
+        self, connection: sa.Connection, written: Iterable[Written], *, after: int, bare: int = 0
+    ) -> list[Refused]:
+        """With their events that are later than revision `after`."""
+        refused: list[Refused] = []
+        if bare:
+            written = sorted(written, key=lambda one: -one.size)
+            refused = [Refused(one.job.uid, one.job.id, one.packet) for one in written[:bare]]
+            written = [*map(_bare, written[:bare]), *written[bare:]]
+        for part in _parts(written):
+            events = [asdict(event) for one in part for event in one.events if event.revision > after]
+            archives = [{"uid": one.job.uid, "body": one.archive} for one in part if one.archive is not None]
+            self._write(connection, JOBS, [asdict(one.job) for one in part])
+            self._write(connection, JOB_EVENTS, events)
+            self._write(connection, JOB_ARCHIVES, archives)
+            # it had ended, and runs again
+            _delete(connection, (JOB_ARCHIVES,), [one.job.uid for one in part if one.archive is None])
+        return refused
 
     def _write(self, connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
         if rows:
             connection.execute(self._upsert(table), rows)
+
+
+def packet_max(engine: sa.Engine) -> int:
+    """Bytes that the server takes at once."""
+    if engine.dialect.name == "sqlite":
+        return 1_000_000_000
+    with engine.connect() as connection:
+        return int(connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar_one())
 
 
 def read_projection(engine: sa.Engine) -> tuple[str, Stand] | None:
@@ -118,6 +166,25 @@ def read_projection(engine: sa.Engine) -> tuple[str, Stand] | None:
         columns = (PROJECTION.c.cluster_id, PROJECTION.c.revision, PROJECTION.c.pruned)
         row = connection.execute(sa.select(*columns)).one_or_none()
     return None if row is None else (row.cluster_id, Stand(row.revision, row.pruned))
+
+
+def _bare(version: Written) -> Written:
+    """Its revision says that it is not the version that the masters have."""
+    return Written(replace(version.job, spec=b"", mod_revision=0), version.events)
+
+
+def _parts(written: Iterable[Written]) -> Iterator[list[Written]]:
+    """So much is made into rows, and sent, at a time: memory may have no room for all versions of one revision."""
+    part: list[Written] = []
+    size = 0
+    for one in written:
+        if part and (size + one.size > PART_BYTES or len(part) == CHUNK_ROWS):
+            yield part
+            part, size = [], 0
+        part.append(one)
+        size += one.size
+    if part:
+        yield part
 
 
 def _delete(connection: sa.Connection, tables: Collection[sa.Table], uids: Collection[int]) -> None:

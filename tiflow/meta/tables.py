@@ -8,11 +8,17 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from tiflow.errors import InvalidArgument
-from tiflow.sched.model import JOB_TERMINAL
+from tiflow.sched.model import JOB_TERMINAL, JobState
 
 #: A longer silence of the database is an outage. A stopping process waits for the thread that is in one.
 CONNECT_TIMEOUT_S = 3
 ANSWER_TIMEOUT_S = 10
+#: errors of connections, rights, disks, locks, tables that are not there
+MYSQL_OUTAGES = frozenset(
+    {3, 1020, 1021, 1026, 1030, 1040, 1044, 1045, 1049, 1053, 1114, 1129, 1130, 1142, 1146, 1158, 1159, 1160, 1161}
+    | {1203, 1205, 1206, 1213, 1226, 1227, 1290, 1317, 1792, 1836, 1969, 2002, 2003, 3024}
+)
+SQLITE_OUTAGES = ("locked", "unable to open", "I/O error", "is full", "readonly", "no such")
 
 
 def _text(length: int) -> sa.types.TypeEngine[str]:
@@ -108,6 +114,7 @@ JOB_ARCHIVES = sa.Table(
 #: Everything that goes with a job, by its uid.
 TABLES_OF_A_JOB = (JOBS, JOB_EVENTS, JOB_CHECKPOINTS, JOB_FENCES, JOB_ARCHIVES)
 TERMINAL = tuple(sorted(str(state) for state in JOB_TERMINAL))
+UNFINISHED = tuple(sorted(str(state) for state in JobState if state not in JOB_TERMINAL))
 
 
 def open_engine(url: str | sa.URL, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> sa.Engine:
@@ -128,7 +135,9 @@ def open_engine(url: str | sa.URL, *, answer_timeout_s: float = ANSWER_TIMEOUT_S
             "read_timeout": answer_timeout_s,
             "write_timeout": answer_timeout_s,
         }
-        connect_args = timeouts if parsed.get_driver_name() == "pymysql" else {}
+        given = parsed.query  # what a URL says of them goes before
+        waits = {name: wait_s for name, wait_s in timeouts.items() if name not in given}
+        connect_args = waits if parsed.get_driver_name() == "pymysql" else {}
         # hide_parameters: a spec holds its tasks' environment, which must not get into an error's text.
         # pool_pre_ping: a server closes connections that idle for hours; that is no outage.
         return sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True, connect_args=connect_args)
@@ -142,6 +151,17 @@ def open_engine(url: str | sa.URL, *, answer_timeout_s: float = ANSWER_TIMEOUT_S
         ) from error
     except ModuleNotFoundError as error:
         raise InvalidArgument(f"[metadata] url: its driver is not installed ({error}); mysql+pymysql is") from error
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the whole database does not do as it is asked: nothing that was written is to blame."""
+    if not isinstance(error, sa.exc.DBAPIError) or error.orig is None:
+        return False
+    args: tuple[object, ...] = error.orig.args
+    if args and isinstance(args[0], int):
+        return args[0] in MYSQL_OUTAGES
+    text = str(args[0]) if args else ""
+    return any(word in text for word in SQLITE_OUTAGES)
 
 
 def reason(error: Exception) -> str:

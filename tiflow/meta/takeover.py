@@ -12,6 +12,7 @@ from tiflow.meta.history import History
 from tiflow.meta.records import JobRow
 from tiflow.meta.store import read_projection
 from tiflow.meta.tables import JOB_ARCHIVES, JOB_CHECKPOINTS, JOB_EVENTS, JOB_FENCES, JOBS, PROJECTION
+from tiflow.sched.model import JobState
 
 #: What the lost cluster had done and the database does not know: its uids must never be given again, for executors
 #: may keep results under them.
@@ -51,7 +52,8 @@ def find(engine: sa.Engine, own_id: str) -> Lost | None:
 
 def adopt(engine: sa.Engine, lost: Lost, own_id: str, uids: Mapping[int, int]) -> bool:
     """Make the database this cluster's, at `lost.floor`. `uids`: of the lost cluster's jobs, and what they are now;
-    their checkpoints and histories go with them, their fences begin anew. False: somebody else was faster."""
+    their checkpoints and histories go with them, their fences begin anew. Those that are not in it count as failed.
+    False: somebody else was faster."""
     with engine.begin() as connection:
         # from here on no master of the lost cluster writes anything
         swapped = connection.execute(
@@ -61,6 +63,9 @@ def adopt(engine: sa.Engine, lost: Lost, own_id: str, uids: Mapping[int, int]) -
         )
         if swapped.rowcount != 1:
             return False
+        for row in lost.jobs:
+            if row.uid not in uids:  # it could not be restored: its rows stay, for people
+                connection.execute(JOBS.update().where(JOBS.c.uid == row.uid).values(state=str(JobState.FAILED)))
         for old, new in uids.items():
             connection.execute(JOBS.delete().where(JOBS.c.uid == old))
             connection.execute(JOB_FENCES.delete().where(JOB_FENCES.c.uid == old))

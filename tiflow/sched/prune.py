@@ -1,5 +1,6 @@
 """Jobs that leave the replicated state for the metadata database, and those of a lost cluster that come from it."""
 
+from collections.abc import Collection
 from heapq import merge
 from itertools import islice
 
@@ -13,8 +14,13 @@ from tiflow.sched.model import (
     JOB_TERMINAL,
     PRUNED_MAX,
     SUBMIT_WINDOW_MS,
+    Call,
+    Command,
+    Framework,
     Group,
+    GroupSpec,
     Job,
+    JobSpec,
     Millis,
     Pruned,
     job_state,
@@ -25,12 +31,16 @@ from tiflow.sched.validate import validate_spec
 JOBS_KEPT_MAX = 50_000  #: jobs in the state; beyond that the finished ones leave before their time
 ARCHIVE_ROWS_MAX = 20_000  #: result rows that an archived job keeps
 ARCHIVE_BYTES_MAX = 4 << 20  #: of results and errors in them
+ARCHIVE_SPECS_BYTES_MAX = 4 << 20  #: of the specs of groups that were added to it; of the rest no arguments are kept
 PRUNE_MAX = 1_000  #: jobs in one command
 CLOCK_SLACK_MS = 3_600_000  #: how far a client's clock, which stamps tokens, may be ahead
 
 
-def prunable(state: State, persisted: int, wall_ms: Millis, retention_ms: Millis) -> PruneJobs | None:
-    """What can leave the state now that the database stands at revision `persisted`; None: nothing."""
+def prunable(
+    state: State, persisted: int, wall_ms: Millis, retention_ms: Millis, without: Collection[int] = ()
+) -> PruneJobs | None:
+    """What can leave the state now that the database stands at revision `persisted`; None: nothing. `without`: uids
+    of jobs of which it does not have all."""
     jobs: list[tuple[int, int]] = []
     crowded = len(state.jobs) - JOBS_KEPT_MAX
     for uid in state.finished:
@@ -38,7 +48,8 @@ def prunable(state: State, persisted: int, wall_ms: Millis, retention_ms: Millis
         kept = wall_ms - job.ended_at_ms < retention_ms and len(jobs) >= crowded
         if kept or job.mod_revision > persisted or len(jobs) == PRUNE_MAX:
             break
-        jobs.append((uid, job.mod_revision))
+        if uid not in without:
+            jobs.append((uid, job.mod_revision))
     events = next(iter(state.events.values()), None)
     gone = next(iter(state.deleted.values()), None)
     idle = (events is None or events.events[-1].revision > persisted) and (
@@ -101,14 +112,48 @@ def restore_job(draft: Draft, command: RestoreJob) -> None:
         draft.groups[uid, group.name] = Group(uid, group.name, position, group.count, held=bool(group.after))
 
 
+def spec_size(spec: JobSpec) -> int:
+    """Bytes of what can be large in it."""
+    return sum(map(group_size, spec.groups))
+
+
+def group_size(spec: GroupSpec) -> int:
+    """Bytes of what can be large in it."""
+    size = sum(map(len, spec.items))
+    match spec.work:
+        case Command(argv, env):
+            size += sum(map(len, argv)) + sum(len(name) + len(value) for name, value in env.items())
+        case Call(functions):
+            size += sum(map(len, functions))
+        case Framework(config=config):
+            size += len(config)
+    return size
+
+
+def _without_arguments(spec: GroupSpec) -> GroupSpec:
+    match work := spec.work:
+        case Command():
+            work = Command(())
+        case Call():
+            work = replace(work, functions=())
+        case Framework():
+            work = replace(work, config=b"")
+    return replace(spec, work=work, items=())
+
+
 def alone(state: State, job: Job) -> State:
-    """A state that has this job only, with as many of its result rows as an archive keeps. O(its rows and chunks)."""
+    """A state that has this job only, with as many of its result rows, and of the specs of groups that were added, as
+    an archive keeps. O(its rows and chunks)."""
     archive = State()
     archive.format, archive.revision = state.format, job.mod_revision  # whenever it is made, it is the same
     rows: list[list[int]] = []
+    room = ARCHIVE_SPECS_BYTES_MAX
     for group in state.groups_of(job):
         key = (job.uid, group.name)
         rows.append(state.rows_of.get(key, []))
+        if group.spec is not None:
+            room -= group_size(group.spec)
+            group = group if room >= 0 else replace(group, spec=_without_arguments(group.spec))
         archive.groups[key] = group
         for chunk in range((group.count - 1) // CHUNK_TASKS + 1):
             if (ended := state.ended.get((*key, chunk))) is not None:
@@ -118,7 +163,7 @@ def alone(state: State, job: Job) -> State:
     size = 0
     for row in islice(merge(*rows), ARCHIVE_ROWS_MAX):
         result = state.results[job.uid, row]
-        size += len(result.results) + len(result.error)
+        size += len(result.results) + len(result.error.encode())
         if size > ARCHIVE_BYTES_MAX:
             break
         archive.results[job.uid, row] = result

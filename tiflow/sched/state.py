@@ -12,8 +12,7 @@ kept by `commit`.
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
-from itertools import takewhile
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -166,9 +165,7 @@ class State:
             revision: what the caller has seen, that is, the `mod_revision` of the last record it was given.
             limit: about how many; records of one revision are never parted, so there may be a few more.
         """
-        changed: list[Job | Deleted] = []
-        changed.extend(takewhile(lambda job: job.mod_revision > revision, reversed(self.jobs.values())))
-        changed.extend(takewhile(lambda gone: gone.mod_revision > revision, reversed(self.deleted.values())))
+        changed: list[Job | Deleted] = [*_newer(self.jobs, revision, limit), *_newer(self.deleted, revision, limit)]
         changed.sort(key=_mod_revision)
         stop = min(limit, len(changed))
         while 0 < stop < len(changed) and changed[stop].mod_revision == changed[stop - 1].mod_revision:
@@ -526,6 +523,21 @@ class State:
 
 
 _Key = TypeVar("_Key", int, str)
+_Changed = TypeVar("_Changed", Job, Deleted)
+
+
+def _newer(table: "dict[Any, _Changed]", revision: int, limit: int) -> "list[_Changed]":
+    """The `limit` oldest after `revision`, and those of the same revision as the last of them. A plain loop: after an
+    outage there may be a hundred thousand, again for each batch of them."""
+    newer = []  # the newest first
+    for record in reversed(table.values()):
+        if record.mod_revision <= revision:
+            break
+        newer.append(record)
+    start = max(0, len(newer) - limit)
+    while 0 < start < len(newer) and newer[start - 1].mod_revision == newer[start].mod_revision:
+        start -= 1
+    return newer[start:]
 
 
 def _mod_revision(record: Job | Deleted) -> int:

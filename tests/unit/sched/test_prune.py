@@ -1,15 +1,20 @@
 """Jobs that leave the state for the metadata database, and those of a lost cluster that come from it."""
 
 import pytest
+from msgspec import msgpack
 from msgspec.structs import replace
 
-from tests.unit.sched.support import START_MS, Cluster
+from tests.unit.sched.support import KEPT, START_MS, Cluster
 from tiflow.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from tiflow.sched import jobs, prune
 from tiflow.sched.commands import (
+    AddGroup,
     CancelJob,
+    CloseGroups,
     DeleteJob,
     PauseJob,
+    Place,
+    PlaceTasks,
     PruneJobs,
     RestoreJob,
     ResumeJob,
@@ -19,7 +24,7 @@ from tiflow.sched.commands import (
 )
 from tiflow.sched.dependencies import why_not
 from tiflow.sched.machine import Machine
-from tiflow.sched.model import SUBMIT_WINDOW_MS, After, Command, GroupSpec, Job, JobSpec, Pruned
+from tiflow.sched.model import SUBMIT_WINDOW_MS, After, Call, Command, GroupSpec, Job, JobSpec, Pruned
 from tiflow.sched.prune import CLOCK_SLACK_MS, alone, prunable
 from tiflow.sched.snapshot import decode_state, encode_state
 from tiflow.sched.views import job_state, results, tasks
@@ -192,6 +197,31 @@ def test_an_archive_has_its_job_alone(cluster: Cluster, monkeypatch: pytest.Monk
     assert archive.results == cluster.state.results
     monkeypatch.setattr(prune, "ARCHIVE_BYTES_MAX", 5)
     assert alone(cluster.state, job).results == {}
+
+
+def test_an_archive_has_the_arguments_of_a_pool_as_far_as_they_are_small(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(prune, "ARCHIVE_SPECS_BYTES_MAX", 2_500)
+    executor = cluster.register()
+    job = cluster.apply(SubmitJob(JobSpec("pool", (), open=True), "token", cluster.now_ms))
+    for number, work in enumerate((Call((bytes(1_000),)), Call((bytes(999),)), Command(("x" * 1_000,))), 1):
+        items = (msgpack.encode([b"1"]),) if isinstance(work, Call) else ()
+        cluster.apply(AddGroup(job.uid, number, GroupSpec(f"g{number}", work, items=items)))
+        place = Place(job.uid, f"g{number}", 0, 1, 1, executor.uid, executor.incarnation)
+        cluster.event(cluster.apply(PlaceTasks((place,)))[0], "succeeded", results=KEPT)
+    cluster.apply(CloseGroups(job.uid))
+    job = cluster.state.jobs["pool"]
+
+    archive = decode_state(b"".join(encode_state(alone(cluster.state, job))))
+
+    first, second, third = archive.groups_of(archive.jobs["pool"])
+    assert first.spec == cluster.state.groups[job.uid, "g1"].spec
+    assert second.spec == cluster.state.groups[job.uid, "g2"].spec
+    assert third.spec == GroupSpec("g3", Command(()))
+    assert results(archive, job.uid, 0, 9) == results(cluster.state, job.uid, 0, 9)
+    assert job_state(archive, archive.jobs["pool"]) == "Finished"
+    assert tasks(archive, archive.jobs["pool"], 9) == tasks(cluster.state, job, 9)
 
 
 def test_an_archive_has_groups_that_were_skipped_and_what_tasks_used(cluster: Cluster):
