@@ -57,7 +57,7 @@ async def _import(engine: sa.Engine, lost: Lost, raft: RaftNode, machine: Machin
             f"the metadata database belongs to cluster {lost.cluster_id}, and this one began with the jobs of "
             f"{machine.state.restored_from}: another cluster has taken it over; stop one of the two"
         )
-    await proposer.propose_own(RestoreJob(lost.cluster_id, lost.floor))
+    await proposer.propose(RestoreJob(lost.cluster_id, lost.floor))
     for first in range(0, len(lost.jobs), JOBS_AT_ONCE):
         rows = lost.jobs[first : first + JOBS_AT_ONCE]
         await asyncio.gather(*(_restore(row, lost, proposer) for row in rows))
@@ -71,7 +71,7 @@ async def _import(engine: sa.Engine, lost: Lost, raft: RaftNode, machine: Machin
 
 async def _restore(row: JobRow, lost: Lost, proposer: Proposer) -> None:
     try:
-        await proposer.propose_own(
+        await proposer.propose(
             RestoreJob(
                 lost.cluster_id,
                 lost.floor,
@@ -82,7 +82,7 @@ async def _restore(row: JobRow, lost: Lost, proposer: Proposer) -> None:
             )
         )
         if row.state == JobState.CANCELING:
-            await proposer.propose_own(CancelJob(row.id))
+            await proposer.propose(CancelJob(row.id))
     except Rejected as error:
         log.error("restore_refused", job_id=row.id, uid=row.uid, reason=str(error))
 
@@ -92,7 +92,7 @@ async def _raise_format(raft: RaftNode, machine: Machine, proposer: Proposer) ->
     while machine.state.format < RestoreJob.since:
         understood = raft.format_of_all or 0
         if understood > machine.state.format:
-            await proposer.propose_own(SetFormat(understood))
+            await proposer.propose(SetFormat(understood))
         else:
             await asyncio.sleep(RETRY_S)
 
