@@ -51,7 +51,9 @@ engine_unit_test:  ## All checks and tests, from nothing (what CI runs); PYTEST_
 	scripts/test-setup.sh
 	$(MAKE) --no-print-directory check
 	scripts/deploy-tools.sh
-	$(PY) -m pytest --durations=10 $(PYTEST_ARGS)
+	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --durations=10 $(PYTEST_ARGS)
+# tests of clusters mostly wait: side by side they take half the time, and each may take a little longer
+TEST_ENV := TIFLOW_TEST_SLOWDOWN=$${TIFLOW_TEST_SLOWDOWN:-2}
 
 .PHONY: sim
 sim: dev-setup  ## N fresh random schedules of consensus with faults (N=2000); a failing seed says how to replay it

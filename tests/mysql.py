@@ -19,6 +19,8 @@ from urllib.parse import quote
 import pymysql
 import pytest
 
+from tests.ports import free_port
+
 MYSQL_ROOT = os.environ.get("TIFLOW_TEST_MYSQL", "")
 START_S = 60.0
 USER, PASSWORD = "tiflow", "a:secret@word"  # what URLs must escape, and logs must not show
@@ -51,7 +53,7 @@ class Server:
         # short: a socket's path has 107 bytes
         self.directory = directory or Path(tempfile.mkdtemp(prefix="tiflow-mysql-"))
         self._own_directory = directory is None
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -227,10 +229,3 @@ class MySql(Server):
 def _program(name: str) -> str | None:
     # Debian has servers in sbin, which is not in everyone's PATH.
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -11,10 +11,8 @@ come. TIFLOW_TEST_SLOWDOWN=3 makes it three times as patient.
 
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +30,7 @@ import grpc
 import tiflow
 from tests.cluster.network import Network
 from tests.leftovers import remove_cgroup
+from tests.ports import free_port, free_ports
 from tiflow.rpc import certificates
 from tiflow.rpc import tiflow_pb2 as pb
 from tiflow.rpc import tiflow_pb2_grpc as rpc
@@ -52,7 +51,7 @@ Config = Mapping[str, Any]  #: as in a TOML file: keys, or tables of keys
 
 def eventually(
     fn: Callable[[], T],
-    within_s: float = 10.0,
+    within_s: float = 20.0,
     every_s: float = 0.05,
     retry: tuple[type[Exception], ...] = (AssertionError,),
 ) -> T:
@@ -176,7 +175,7 @@ class Cluster:
         self.certificates = self.directory / "certificates"
         self.tls = self._authority() if tls else None
         self._network = network
-        ports = _free_ports(2 * masters)
+        ports = free_ports(2 * masters)
         names = [f"m{number + 1}" for number in range(masters)]
         self.addresses = {name: f"{self._host(name)}:{port}" for name, port in zip(names, ports, strict=False)}
         self.http_addresses = {
@@ -436,7 +435,7 @@ class Cluster:
     def _add_executor(
         self, name: str, slots: int, data_dir: Path | None = None, labels: Mapping[str, str] | None = None
     ) -> None:
-        address = f"{self._host(name)}:{_free_ports(1)[0]}"
+        address = f"{self._host(name)}:{free_port()}"
         flags = {
             "--join": self.master_addrs,
             "--addr": address,
@@ -542,21 +541,6 @@ class Cluster:
         for name in self.executors:
             remove_cgroup(self.data_dir(name))
         Cluster.living.discard(self)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, outside of the range from which the kernel takes those of outgoing connections:
-    else, while a killed process is away, somebody who tries to reach it could get its port, and even connect to
-    himself."""
-    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports: list[int] = []
-    for port in random.SystemRandom().sample(range(max(1_024, first_ephemeral - 20_000), first_ephemeral), 1_000):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            ports.append(port)
-        if len(ports) == count:
-            return ports
-    raise AssertionError(f"no {count} free ports below {first_ephemeral}")
 
 
 def _toml(config: Config) -> str:

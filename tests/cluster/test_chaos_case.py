@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.cluster.harness import REPOSITORY, SLOWDOWN, Cluster, _free_ports, eventually
+from tests.cluster.harness import REPOSITORY, SLOWDOWN, Cluster, eventually
+from tests.ports import free_port
 
 NewCluster = Callable[..., Cluster]
 
@@ -14,7 +15,7 @@ NewCluster = Callable[..., Cluster]
 def start(cluster: Cluster, *options: str) -> subprocess.Popen[str]:
     environment = os.environ | {"TIFLOW_MASTER_ADDRS": cluster.master_addrs, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
-        [sys.executable, "-m", "tiflow.chaos", "--addr", f"127.0.0.1:{_free_ports(1)[0]}", *options],
+        [sys.executable, "-m", "tiflow.chaos", "--addr", f"127.0.0.1:{free_port()}", *options],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,6 +17,7 @@ import msgspec
 import pytest
 
 from tests.leftovers import remove_cgroup
+from tests.ports import free_port
 from tests.unit.exec.fake_leader import FakeLeader, eventually
 
 _START = """
@@ -128,13 +128,6 @@ def wait_for(path):
     while not os.path.exists(path): time.sleep(0.01)
     return os.getpid()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def alive(pid: int) -> bool:

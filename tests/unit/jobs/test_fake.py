@@ -82,7 +82,7 @@ def test_it_counts_the_changes_of_its_key_and_shows_the_last_value(supply: Suppl
         async with testing.Job(Fake, {"worker-count": 2, "source-url": URL}) as one:
             await one.until(lambda: one.worker("worker/1").state == "running" if len(one.workers) == 2 else False)
             supply.change(2, times=10)
-            await one.until(lambda: is_exact(one, supply, 2), within_s=5)
+            await one.until(lambda: is_exact(one, supply, 2), within_s=30)
             status = one.worker("worker/1").status
             assert (status["key"], status["count"], status["attempt"], status["error"]) == ("key-1", 10, 1, "")
             assert status["value"] == supply.source.counts()["key-1"]["value"]
