@@ -241,7 +241,7 @@ class Leader:
         return {
             uid: room_max(executors[uid])
             for uid, session in self.sessions.items()
-            if uid in executors and not session.draining and not session.unhealthy
+            if uid in executors and not (session.draining or session.unhealthy or session.congested)
         }
 
     def _depth(self, uid: int, group: str) -> int:

@@ -14,6 +14,7 @@ from tiflow.sched.tasks import runs
 Key: TypeAlias = tuple[int, str | tuple[bytes, ...]]  #: job uid, group or pickled functions
 
 OUTBOX_MAX = 10_000  #: messages that wait for a slow executor before its session is closed
+UNSENT_BYTES_MAX = 16 << 20  #: of messages that wait for a slow executor; with more it gets no more tasks
 TASK_US_WEIGHT = 0.3  #: of the newest batch in the running mean of task times
 BACKLOG_US = 100_000  #: work that an executor holds beyond its slots, so that no slot waits for a round trip
 
@@ -34,9 +35,15 @@ class Session:
         self.last_words = False  #: of an executor that is dead: it reports, and ends its incarnation
         self._differs: set[int] = set()  #: placements, see `agrees`
         self._outbox: list[pb.LeaderMessage] = []
+        self._unsent_bytes = 0
         self._ready = asyncio.Event()
         self.room = asyncio.Event()  #: not set while a batch of events waits for room on the disk
         self.room.set()
+
+    @property
+    def congested(self) -> bool:
+        """Whether it reads so slowly that it is to be told no more than it must be."""
+        return self._unsent_bytes > UNSENT_BYTES_MAX
 
     def agrees(self, placed: Iterable[int], held: Iterable[int]) -> bool:
         """Whether what is placed on the executor and what it says that it holds are the same, but for what is on its
@@ -55,12 +62,14 @@ class Session:
             self.close()
             return
         self._outbox.append(message)
+        self._unsent_bytes += message.ByteSize()
         self._ready.set()
 
     def close(self, last: pb.LeaderMessage | None = None) -> None:
         """End the stream, after `last` and whatever is queued."""
         if last is not None and not self.closed:
             self._outbox.append(last)
+            self._unsent_bytes += last.ByteSize()
         self.closed = True
         self._ready.set()
 
@@ -72,6 +81,7 @@ class Session:
             batch, self._outbox = self._outbox, []
             for message in batch:
                 yield message
+                self._unsent_bytes -= message.ByteSize()
             if self.closed and not self._outbox:
                 return
 

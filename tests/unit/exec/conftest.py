@@ -170,7 +170,7 @@ class Executor:
         self.seen.update(descendants(self.process.pid))
         self.process.send_signal(signum)
 
-    async def wait(self, timeout_s: float = 10.0) -> int:
+    async def wait(self, timeout_s: float = 30.0) -> int:
         await eventually(lambda: self.process.poll() is not None, timeout_s)
         code: int = self.process.returncode
         return code
@@ -198,7 +198,7 @@ def tasks(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB."""
+    """A file system of 8 MiB. It is gone before the executor on it is."""
     path = tmp_path / "disk"
     path.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path], check=False)

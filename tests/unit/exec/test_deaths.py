@@ -60,8 +60,7 @@ async def test_the_children_die_with_the_agent_and_a_restart_waits_for_that(star
     pids = [int(pid) for pid in mark.read_text().split()]
 
     executor.signal(signal.SIGKILL)
-    took_s = await eventually(lambda: not any(map(alive, pids)))
-    assert took_s < 1.0
+    await eventually(lambda: not any(map(alive, pids)))
 
     executor.process.wait()
     hellos = len(leader.hellos)
@@ -81,7 +80,7 @@ async def test_the_death_of_the_agent_is_reported_when_its_children_are_dead(sta
     leader.redirect = second.address
 
     executor.signal(signal.SIGKILL)
-    await second.until(lambda: second.reports, 3.0)
+    await second.until(lambda: second.reports)
 
     assert not any(map(alive, pids))
     (report,) = second.reports
@@ -89,6 +88,7 @@ async def test_the_death_of_the_agent_is_reported_when_its_children_are_dead(sta
     assert (report.uid, report.boot_id, report.incarnation) == (first.uid, first.boot_id, leader.incarnation)
     assert (report.cluster_id, list(report.held)) == ("c1", [])
     executor.process.wait()
+    await eventually(lambda: not any(map(alive, executor.seen)))  # who reported, too
 
 
 async def test_a_report_that_nobody_takes_is_given_up_and_a_restart_need_not_wait_longer(start, leader, tasks):
@@ -107,28 +107,30 @@ async def test_a_report_that_nobody_takes_is_given_up_and_a_restart_need_not_wai
 
 
 async def finished_without_acknowledgement(start, leader, tasks):
-    """An executor with ends of placement 1 that were sent, and of 2 that were not; none is acknowledged."""
+    """An executor, and its ends: some that were sent, and those of placement 2, which were not; none is
+    acknowledged."""
     executor = await start(leader)
     leader.acking = False
-    leader.assign(python(1, "tasks:same", 100, path=[tasks]))
-    await leader.until(lambda: len(leader.event_seqs) == 2)
+    ended = {(2, index) for index in range(100)}
+    for placement in (11, 12):
+        if len(leader.event_seqs) < 2:  # more are not on their way at one time
+            ended.add((placement, 0))
+            leader.assign(python(placement, "tasks:same", path=[tasks]))
+            await leader.until(lambda placement=placement: len(leader.event_seqs) == 2 or leader.ends(placement))
     leader.assign(python(2, "tasks:same", 100, path=[tasks]))
-    await eventually(lambda: ends_of(journal.read(str(executor.data_dir / "journal"))[1]) == ALL, 10.0)
+    await eventually(lambda: ends_of(journal.read(str(executor.data_dir / "journal"))[1]) == ended)
     assert not leader.ends(2)
-    return executor
-
-
-ALL = {(placement, index) for placement in (1, 2) for index in range(100)}
+    return executor, ended
 
 
 async def test_what_had_ended_is_reported_before_the_death_of_the_agent(start, leader, tasks):
-    executor = await finished_without_acknowledgement(start, leader, tasks)
+    executor, ended = await finished_without_acknowledgement(start, leader, tasks)
 
     executor.signal(signal.SIGKILL)
     executor.process.wait()
-    await leader.until(lambda: len(leader.left) and leader.reports)
+    await leader.until(lambda: ends_of([pb.Events(events=leader.left)]) >= ended)
 
-    assert ends_of([pb.Events(events=leader.left)]) == ALL
+    assert ends_of([pb.Events(events=leader.left)]) == ended
     assert {event.kind for event in leader.left} == {"succeeded"}
     assert leader.reports[0].incarnation == leader.incarnation
 
@@ -145,7 +147,7 @@ async def test_what_the_agent_had_not_read_when_it_died_is_reported(start, lead,
 
     executor.signal(signal.SIGSTOP)
     go.touch()
-    await eventually(lambda: not mark.exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] == "S", 10.0)
+    await eventually(lambda: not mark.exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] == "S")
     executor.signal(signal.SIGKILL)
     executor.process.wait()
     await leader.until(lambda: leader.left)
@@ -177,7 +179,7 @@ async def test_a_command_that_ended_while_the_agent_hung_is_reported_when_that_h
 
 
 async def test_what_had_ended_is_reported_by_the_successor_before_it_registers(start, leader, tasks):
-    executor = await finished_without_acknowledgement(start, leader, tasks)
+    executor, ended = await finished_without_acknowledgement(start, leader, tasks)
     incarnation = leader.incarnation
 
     executor.process.send_signal(signal.SIGSTOP)  # then nobody can report
@@ -188,7 +190,7 @@ async def test_what_had_ended_is_reported_by_the_successor_before_it_registers(s
     await start(leader, data_dir=executor.data_dir, wait=False)
     await leader.until(lambda: len(leader.hellos) == 2)
 
-    assert ends_of([pb.Events(events=leader.left)]) == ALL
+    assert ends_of([pb.Events(events=leader.left)]) == ended
     assert (leader.reports[0].uid, leader.reports[0].incarnation) == (leader.hellos[1].uid, incarnation)
     assert leader.hellos[1].incarnation == 0
 
@@ -284,7 +286,7 @@ async def test_a_guardian_that_is_stopped_is_killed_at_the_ttl_and_its_children_
     leader.granting = False
 
     assert await executor.wait() == 70
-    await eventually(lambda: not any(map(alive, pids)), 1.0)
+    await eventually(lambda: not any(map(alive, pids)))
 
 
 async def test_a_guardian_that_is_stopped_does_not_hold_up_the_agent_beyond_the_lease(start, lead, tmp_path):

@@ -3,7 +3,6 @@
 # ruff: noqa: ASYNC221, ASYNC240  a test may block
 
 import subprocess
-import time
 from pathlib import Path
 
 import grpc
@@ -38,7 +37,9 @@ async def test_what_is_kept_of_a_deleted_job_is_removed(start, leader, tasks):
 
 
 async def test_a_full_disk_is_said_and_nothing_is_started_until_there_is_room(start, leader, tasks, small_disk):
-    executor = await start(leader, data_dir=small_disk / "e", retention={"disk-reserve": "2MiB"})
+    executor = await start(
+        leader, data_dir=small_disk / "e", limits={"cgroup": "off"}, retention={"disk-reserve": "2MiB"}
+    )
     leader.assign(python(1, "tasks:same", path=[tasks]))
     await leader.until(lambda: len(leader.ends()) == 1)
     ballast = small_disk / "ballast"
@@ -58,7 +59,9 @@ async def test_a_full_disk_is_said_and_nothing_is_started_until_there_is_room(st
 
 
 async def test_a_disk_without_a_byte_left_ends_nothing(start, leader, tasks, small_disk):
-    executor = await start(leader, data_dir=small_disk / "e", retention={"disk-reserve": "0B"})
+    executor = await start(
+        leader, data_dir=small_disk / "e", limits={"cgroup": "off"}, retention={"disk-reserve": "0B"}
+    )
     subprocess.run(["dd", "if=/dev/zero", f"of={small_disk}/ballast", "bs=4k"], check=False, stderr=subprocess.PIPE)
 
     leader.assign(python(1, "tasks:print_index", 3, path=[tasks]), command(2, "seq", "10000"))
@@ -119,15 +122,14 @@ async def test_reports_that_were_not_acknowledged_are_sent_again_as_they_were(st
     await start(leader)
     leader.acking = False
     leader.assign(python(1, "tasks:same", 100, path=[tasks]))
-    await leader.until(lambda: len(leader.event_seqs) == 2)
-    seqs = list(leader.event_seqs)
+    await leader.until(lambda: leader.event_seqs)
 
     second = await lead(term=2)
     leader.send(redirect=pb.Redirect(leader=second.address))
     await second.until(lambda: len(second.ends()) == 100)
 
-    assert list(second.event_seqs)[:2] == seqs
-    assert all(second.event_seqs[seq] == leader.event_seqs[seq] for seq in seqs)
+    sent = list(leader.event_seqs.items())
+    assert list(second.event_seqs.items())[: len(sent)] == sent
     assert list(second.hellos[0].held) == [1]
     assert second.results(1) == {i: i for i in range(100)}
 
@@ -208,12 +210,10 @@ def test_slots_for_which_there_are_not_enough_files_are_refused(monkeypatch):
 
 async def test_a_port_in_use_is_named(start, leader):
     first = await start(leader)
-    started = time.monotonic()
 
     second = await start(leader, wait=False, addr=first.address)
 
     assert await second.wait() == 5
-    assert time.monotonic() - started < 5
 
 
 async def test_a_data_directory_in_use_is_refused(start, leader, monkeypatch, tmp_path):

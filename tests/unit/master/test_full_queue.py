@@ -11,7 +11,7 @@ from tiflow.errors import ResourceExhausted, Unavailable
 from tiflow.master import proposer as module
 from tiflow.master.leader import BATCHES_TAKEN_MAX, Leader
 from tiflow.master.proposer import Proposer
-from tiflow.master.session import Session
+from tiflow.master.session import UNSENT_BYTES_MAX, Session
 from tiflow.rpc import tiflow_pb2 as pb
 from tiflow.sched.commands import Place, PlaceTasks, RegisterExecutor, SubmitJob, TaskEvents, decode_entry
 from tiflow.sched.machine import Machine
@@ -218,4 +218,22 @@ async def test_clients_are_told_to_try_again_when_what_waits_is_large(monkeypatc
     stage.raft.open.set()
     assert len(await asyncio.gather(*clients)) == 10
     assert stage.proposer._queue_bytes == 0
+    await stage.end()
+
+
+async def test_an_executor_that_reads_slowly_gets_no_more_tasks_until_it_has_read():
+    """Else what it was told would pile up here, however large the descriptions of its tasks are."""
+    stage = await Stage().begin(1)
+    await stage.until(lambda: stage.told)
+    stage.tasks.pop().cancel()  # who listens
+    assert list(stage.leader._targets()) == ["u1"]
+
+    stage.session.send(
+        pb.LeaderMessage(assignments=pb.Assignments(assignments=[pb.Assignment(items=bytes(UNSENT_BYTES_MAX))]))
+    )
+
+    assert list(stage.leader._targets()) == []
+    assert not stage.session.closed
+    stage.tasks.append(asyncio.create_task(stage.listen(stage.session)))
+    await stage.until(lambda: list(stage.leader._targets()) == ["u1"])
     await stage.end()
