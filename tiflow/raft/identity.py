@@ -51,7 +51,10 @@ def load_identity(directory: Path, *, name: str, members: tuple[str, ...]) -> Id
     if identity is None:
         return None
     if identity.name != name:
-        raise FailedPrecondition(f"{directory} belongs to master {identity.name}, this one is {name}")
+        raise FailedPrecondition(
+            f"{directory} belongs to master {identity.name}, this one is {name}; start it with the name and the "
+            "addresses that it had, or with another data-dir"
+        )
     if identity.members != members:
         raise FailedPrecondition(
             f"{directory} was formed {_words(identity.members)}, but the configuration says {_words(members)}; the "

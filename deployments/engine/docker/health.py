@@ -4,6 +4,7 @@ executor that listens. Ports are the default ones."""
 import socket
 import ssl
 import sys
+import urllib.error
 import urllib.request
 
 HTTP, EXECUTOR = 10250, 10241
@@ -18,15 +19,18 @@ def listens(port: int) -> bool:
     return True
 
 
-def ready(scheme: str) -> bool:
+def ready() -> bool:
     # who asks is on the same machine; the certificate names the host by which others dial it
-    context = ssl._create_unverified_context() if scheme == "https" else None
-    try:
-        with urllib.request.urlopen(f"{scheme}://127.0.0.1:{HTTP}/readyz", timeout=TIMEOUT_S, context=context):
-            return True
-    except OSError:
-        return False
+    for scheme, context in (("http", None), ("https", ssl._create_unverified_context())):
+        try:
+            with urllib.request.urlopen(f"{scheme}://127.0.0.1:{HTTP}/readyz", timeout=TIMEOUT_S, context=context):
+                return True
+        except urllib.error.HTTPError:
+            return False  # it answers that it is not
+        except OSError:
+            continue
+    return False
 
 
-healthy = ready("http") or ready("https") if listens(HTTP) else listens(EXECUTOR)
+healthy = ready() if listens(HTTP) else listens(EXECUTOR)
 sys.exit(0 if healthy else 1)
