@@ -292,6 +292,8 @@ class Core(Replication):
         if until <= applied:
             return False
         place = applied + 1 - self._journal.first_index
+        if place < 0:
+            raise Fatal(f"entry {applied + 1} is to be applied, and the log begins at {self._journal.first_index}")
         for command, index, term in self._journal[place : place + until - applied]:
             reply = self._SyncObj__doApplyCommand(command)
             self._SyncObj__raftLastApplied = index

@@ -71,11 +71,13 @@ def power_cut_after_kill() -> None:
         _wait(world, 1.5)  # so that the second's hint of what is committed is out of the way
         _append(world, leader, 3)
         world.turn(leader)
+        member.slow_until = float("inf")  # so that its loop does not wait for the write
         while not member.writer.queue:
             world.deliver((leader.name, member.name))
         member.disk.calls_left = 1
         with suppress(Died):
             member.work()
+        member.slow_until = 0.0
         world.crash(member, power=False)
         world.start(member)
         _wait(world, 0.15)
