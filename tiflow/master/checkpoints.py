@@ -80,6 +80,7 @@ class CheckpointService:
         self._machine = machine
         self._clock = clock
         self._floor: int | None = None  #: the highest revision at which the database was seen; None: not yet
+        self._times_secured = 0
         self.projector: Projector | None = None  #: that of the same term
         #: by (job uid, holder): the attempt to which this term has raised the fence
         self._held: dict[tuple[int, str], int] = {}
@@ -104,6 +105,7 @@ class CheckpointService:
             return False
         self._held.clear()
         self._keys.clear()
+        self._times_secured += 1
         self._floor = revision
         return True
 
@@ -263,7 +265,10 @@ class CheckpointService:
             return
         if self._machine.state.job_of(holder.uid) is None:
             raise NotFound(f"there is no job with uid {holder.uid} any more")
-        await self._patiently(lambda floor: self._store.hold(holder, floor), waits)
+        times = -1
+        while times != self._times_secured:  # else it may have been raised before the database was set back
+            times = self._times_secured
+            await self._patiently(lambda floor: self._store.hold(holder, floor), waits)
         if len(self._held) >= HELD_MAX:
             del self._held[next(iter(self._held))]
         self._held[_who(holder)] = holder.attempt

@@ -226,13 +226,11 @@ class Projector:
         farthest = max(self._revision, 0 if self._catching_up else now.persisted)
         if stand.revision < farthest:
             lost = max(0, now.pruned - stand.pruned)
-            told, self.restored = (
-                self.restored,
-                (
-                    f"the database was at revision {stand.revision} after it had been at {farthest}: a backup? Up to "
-                    f"{lost} jobs left the masters in between; the history of those that the database lacks is gone, "
-                    "and checkpoints are those of the backup"
-                ),
+            told = self.restored
+            self.restored = (
+                f"the database was at revision {stand.revision} after it had been at {farthest}: a backup? Up to "
+                f"{lost} jobs left the masters in between; the history of those that the database lacks is gone, "
+                "and checkpoints are those of the backup"
             )
             if self.restored != told:
                 log.warning("metadata_set_back", url=self.url, reason=self.restored)
