@@ -65,9 +65,7 @@ class Guardian:
             self._flush()
         if self._cgroups is not None:
             self._cgroups.kill_all()
-        procs.kill_children()
-        if self._cgroups is not None:
-            self._cgroups.close()
+        procs.kill_children()  # their cgroups are left to the reaper: the report must not wait for the kernel
         return self._farewell
 
     def memories(self) -> list[int]:
@@ -326,7 +324,8 @@ def _why_not(program: str, cwd: str, error: Exception) -> str:
 
 def _leave_reaper(agent: socket.socket, cgroup: str) -> None:
     """Go on as a child of this process, which stays behind as the reaper and only waits: when guardian and agent are
-    killed together, what they ran falls to it, and dies. Until then it keeps the data directory locked."""
+    killed together, what they ran falls to it, and dies. Until then it keeps the data directory locked. `cgroup`: it
+    is removed in the end."""
     procs.become_subreaper()
     guardian = os.fork()
     if guardian == 0:

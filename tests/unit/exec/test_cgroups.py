@@ -235,8 +235,8 @@ async def test_no_cgroup_outlives_an_executor_that_was_killed(start, leader, cgr
         os.kill(executor.guardian, signal.SIGKILL)
     executor.signal(signal.SIGKILL)
 
-    await eventually(lambda: not list(cgroup.glob("tiflow-*")))
     await leader.until(lambda: together or leader.reports)
+    await eventually(lambda: not list(cgroup.glob("tiflow-*")))
 
 
 async def test_the_kernel_ends_an_attempt_that_has_too_much_and_its_limit_is_said(start, leader, tasks, cgroup):
@@ -267,5 +267,5 @@ def test_a_process_is_put_there_measured_and_killed(cgroup):
     usage = found.end("c1")
     assert usage is not None
     assert usage.cpu_us > 0
-    found.close()
+    cgroups.clear(found.path)
     assert not Path(found.path).exists()
