@@ -16,7 +16,7 @@ from tiflow.raft.transport import SERVER_OPTIONS
 
 #: the nodes of a test share one loop: while it, or the machine, is busy, none hears another, and an impatient
 #: one would depose a healthy leader
-HEARTBEAT_MS, ELECTION_MS, FALLBACK_MS = 30, (1500, 2000), 2000
+HEARTBEAT_MS, ELECTION_MS, FALLBACK_MS = 50, (5000, 6000), 6000
 #: for tests that wait until a leader is given up, and do little else
 IMPATIENT = {"election_timeout_ms": (400, 600), "leader_fallback_ms": 600}
 
