@@ -264,10 +264,12 @@ def test_whatever_happens_counts_are_exact_in_the_end(data: st.DataObject, seed:
             supply.away = False
             one.resume()
             supply.change(workers)
+            await one.until(
+                lambda: one.state == "Failed" or (len(one.workers) == workers and is_exact(one, supply, workers)),
+                within_s=60,
+            )
             if one.state == "Failed":
                 assert "killed by SIGKILL" in one.error, "its job master was killed too often"
-                return
-            await one.until(lambda: len(one.workers) == workers and is_exact(one, supply, workers), within_s=60)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         testing.run(scenario(Supply(monkeypatch)))

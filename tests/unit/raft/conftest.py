@@ -151,6 +151,15 @@ async def make_cluster(tmp_path):
         await cluster.stop()
 
 
+@pytest.fixture(autouse=True)
+def library_level():
+    """Tests silence the plain library, for themselves alone."""
+    logger = logging.getLogger("pysyncobj")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
 @pytest.fixture
 async def cluster(make_cluster):
     cluster = make_cluster()
