@@ -25,7 +25,7 @@ def own_name() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
         user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+    return _printable(f"{user}@{socket.gethostname()}")
 
 
 class Callers:

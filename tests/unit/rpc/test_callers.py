@@ -70,3 +70,9 @@ def test_a_user_without_a_name_goes_by_its_number(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(getpass, "getuser", nobody)
 
     assert own_name() == f"{os.getuid()}@{socket.gethostname()}"
+
+
+def test_no_name_in_the_environment_keeps_a_client_from_calling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", os.fsdecode(b"a\xff\n" + b"b" * 50_000))
+
+    assert own_name().encode() == b"a" + b"b" * 127
