@@ -456,10 +456,11 @@ class JobEvent:
     at_ms: int
     kind: str  #: submitted, started, paused, resumed, canceling, failing, failures, rerun, restored, ended, omitted
     message: str
+    by: str = ""  #: who gave the command that this came of; empty: tiflow itself
 
     @classmethod
     def of(cls, event: pb.JobEvent) -> Self:
-        return cls(revision=event.revision, at_ms=event.at_ms, kind=event.kind, message=event.message)
+        return cls(revision=event.revision, at_ms=event.at_ms, kind=event.kind, message=event.message, by=event.by)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.cluster.harness import Cluster, eventually
 from tiflow.errors import AlreadyExists, NotFound
+from tiflow.rpc.callers import own_name
 from tiflow.sched.model import Command, GroupSpec, JobSpec
 
 TRUE = JobSpec("", (GroupSpec("g", Command(("true",))),))
@@ -84,7 +85,8 @@ def test_a_schedule_that_cannot_be_is_refused(cluster: Cluster, tmp_path: Path):
 
 
 def test_the_sdk_has_schedules(cluster: Cluster):
-    schedules = cluster.client().schedules
+    client = cluster.client()
+    schedules = client.schedules
     made = schedules.create("sdk", TRUE, "0 0 1 1 *", timezone="Asia/Kathmandu", missed="run-once", paused=True)
 
     assert (made.timezone, made.missed, made.next_at_ms, made.paused) == ("Asia/Kathmandu", "run-once", None, True)
@@ -92,6 +94,7 @@ def test_the_sdk_has_schedules(cluster: Cluster):
         schedules.create("sdk", TRUE, "* * * * *")
     handle = schedules.trigger("sdk")
     assert handle.wait(timeout_s=20).state == "Finished"
+    assert next(client.events(handle.id)).by == f"schedule sdk, by {own_name()}"
     assert [one.name for one in schedules.list()] == ["sdk"]
     resumed = schedules.resume("sdk")
     assert resumed.next_at_ms is not None

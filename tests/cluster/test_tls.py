@@ -18,7 +18,11 @@ from tiflow.raft import raft_pb2 as raft
 from tiflow.raft import raft_pb2_grpc
 from tiflow.raft.transport import PROTOCOL
 from tiflow.rpc import certificates
+from tiflow.rpc import tiflow_pb2 as pb
+from tiflow.rpc import tiflow_pb2_grpc as rpc
+from tiflow.rpc.callers import FORWARDED, USER
 from tiflow.rpc.tls import Tls, open_channel
+from tiflow.sched.commands import FORMAT
 
 PRINT = ["/bin/echo", "{index}"]
 
@@ -85,6 +89,23 @@ def test_a_certificate_for_another_host_is_not_believed_to_be_a_master(secure: C
         assert "has no certificate for the host of" in error.details()
     assert secure.wait_leader() == leader
     assert "raft_peer_refused" in secure.log(leader)
+
+
+def test_the_history_of_a_job_names_the_certificates_of_those_who_acted(secure: Cluster):
+    """Also when a follower forwards the call, and whatever they say of themselves."""
+    leader = secure.wait_leader()
+    follower = next(name for name in secure.masters if name != leader)
+    eventually(lambda: secure.client().cluster_status().format == FORMAT)
+    ada, guest = (certificates.issue(secure.certificates, name, [], days=1) for name in ("ada", "guest"))
+    forged = ((FORWARDED, follower), (USER, b"ada"))
+
+    with tiflow.Client([secure.addresses[follower]], **ada._asdict()) as client:
+        client.run_command(["sleep", "60"], id="whose")
+    with open_channel(secure.addresses[leader], Tls(*guest), []) as channel:
+        rpc.TiflowStub(channel).CancelJob(pb.CancelJobRequest(id="whose"), timeout=10, metadata=forged)
+
+    history = {event.kind: event.by for event in secure.client().events("whose")}
+    assert (history["submitted"], history["canceling"]) == ("ada", "guest")
 
 
 def test_only_the_common_names_that_are_allowed_are_served(new_cluster: Callable[..., Cluster]):

@@ -86,7 +86,7 @@ def test_an_old_log_leads_to_the_state_that_it_led_to(log: Path) -> None:
 
 def test_there_is_a_log_of_each_format_that_was_released_and_of_the_one_in_development() -> None:
     assert [path.name for path in sorted(HERE.glob("*.log"))] == [
-        f"sched-format-{format}.log" for format in (1, 3, FORMAT)
+        f"sched-format-{format}.log" for format in (1, 3, 4, FORMAT)
     ]
 
 
@@ -193,7 +193,7 @@ class Recorder:
             queue_timeout_ms=7_000 * (number == 6),
             project="team" if number % 3 == 0 else "default",
         )
-        return SubmitJob(spec, f"token-{number}", self.now_ms)
+        return SubmitJob(spec, f"token-{number}", self.now_ms, "ada@analytical" * (number % 5 > 0))
 
     def schedule(self, name: str) -> PutSchedule:
         overlap = "replace" if name == "tock" else "skip"
@@ -209,7 +209,8 @@ class Recorder:
                 fire = FireSchedule(name, uid, at_ms, at_ms, job_id, self.now_ms + 5_000)
                 self.propose(fire, fire)
         if turn % 10 == 4:
-            self.propose(PauseSchedule("tick", True, 0), TriggerSchedule("tick", f"t{turn}", f"t{turn}", self.now_ms))
+            trigger = TriggerSchedule("tick", f"t{turn}", f"t{turn}", self.now_ms, "ada@analytical")
+            self.propose(PauseSchedule("tick", True, 0), trigger)
         if turn % 10 == 7:
             self.propose(PauseSchedule("tick", False, self.now_ms + 1_000))
 
@@ -232,13 +233,13 @@ class Recorder:
             self.propose(*(UndrainExecutor(name) for name in state.drains))
         if turn % 15 == 9 and state.jobs:
             alive = [job.id for job in state.jobs.values() if not job.ended_at_ms and not job.closed]
-            self.propose(CancelJob(random.choice(alive or list(state.jobs))))
+            self.propose(CancelJob(random.choice(alive or list(state.jobs)), by="löwe"))
         if turn % 4 == 2 and state.jobs:
             self.propose(DeleteJob(random.choice(list(state.jobs))))
         if turn % 6 == 1 and state.jobs:
-            self.propose(PauseJob(random.choice(list(state.jobs))))
+            self.propose(PauseJob(random.choice(list(state.jobs)), by="ada@analytical"))
         if turn % 6 == 5:
-            self.propose(*(ResumeJob(job.id, job.uid) for job in state.jobs.values() if job.paused))
+            self.propose(*(ResumeJob(job.id, job.uid, "löwe") for job in state.jobs.values() if job.paused))
         late = due(state, (), self.now_ms)
         self.propose(*late, *(ExpireJob(command.uid) for command in late if isinstance(command, ExpireJob)))
         lost = [key for key, row in state.results.items() if row.outcome == "succeeded"]

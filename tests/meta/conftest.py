@@ -129,7 +129,7 @@ class State:
 
     @staticmethod
     def event(row: JobRow) -> EventRow:
-        return EventRow(row.uid, row.mod_revision, 1, row.submitted_at_ms, "written", "☃")
+        return EventRow(row.uid, row.mod_revision, 1, row.submitted_at_ms, "written", "☃", "löwe@home")
 
     @staticmethod
     def archive(row: JobRow) -> bytes | None:

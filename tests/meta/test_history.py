@@ -14,7 +14,7 @@ from tiflow.master.archive import Archive
 from tiflow.master.metadata import StateSource
 from tiflow.meta.store import Store
 from tiflow.meta.tables import METADATA, open_engine
-from tiflow.sched.commands import DeleteJob, PruneJobs, SetFormat
+from tiflow.sched.commands import FORMAT, DeleteJob, PauseJob, PruneJobs, ResumeJob, SetFormat
 from tiflow.sched.views import job_state, results
 
 
@@ -60,10 +60,12 @@ def test_jobs_are_read_back_as_they_were_written(url: str) -> None:
 
 def test_an_archived_job_is_as_it_was_in_the_state(url: str) -> None:
     cluster = Cluster()
-    cluster.apply(SetFormat(2))
+    cluster.apply(SetFormat(FORMAT))
     executor = cluster.register()
     job = cluster.submit("j", count=5_000)
     cluster.submit("other")
+    cluster.apply(PauseJob("j", by="🦊" * 1_000))
+    cluster.apply(ResumeJob("j", by="löwe"))
     for start in range(0, 5_000, 500):
         placement = cluster.place(job, executor, start, start + 500)
         cluster.event(placement, "succeeded" if start else "failed", error="☃" * 100, final=True)
@@ -75,13 +77,16 @@ def test_an_archived_job_is_as_it_was_in_the_state(url: str) -> None:
         assert state is not None
         assert history.archived("j", job.uid + 1) is None
         assert history.archived("other") is None, "it has not ended"
-        kinds = [event.kind for event in history.events(job.uid)]
+        events = [(event.kind, event.by_whom) for event in history.events(job.uid)]
     before = cluster.state
     assert state.jobs == {"j": before.jobs["j"]}
     assert job_state(state, state.jobs["j"]) == "Failed"
     assert results(state, job.uid, 0, 9) == results(before, job.uid, 0, 9)
     assert state.ended == before.ended
-    assert kinds == ["submitted", "started", "failures", "ended"]
+    assert events == [
+        *(("submitted", ""), ("paused", "🦊" * 255), ("resumed", "löwe")),
+        *(("started", ""), ("failures", ""), ("ended", "")),
+    ]
 
 
 def test_a_database_that_is_away_is_unavailable(tmp_path: Path) -> None:

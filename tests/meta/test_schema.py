@@ -33,6 +33,7 @@ OLD_JOB = {
     "ended_at_ms": 1_700_000_000_002,
     "mod_revision": 9,
 }
+OLD_EVENT = {"uid": 7, "revision": 9, "seq": 1, "at_ms": 1_700_000_000_002, "kind": "ended", "message": "☃"}
 
 
 @pytest.fixture
@@ -50,13 +51,16 @@ def before_versions(engine: sa.Engine) -> None:
         connection.execute(
             sa.text("INSERT INTO projection (id, cluster_id, revision) VALUES (1, :id, 9)"), {"id": CLUSTER}
         )
-        names = ", ".join(OLD_JOB)
-        values = ", ".join(f":{name}" for name in OLD_JOB)
-        connection.execute(sa.text(f"INSERT INTO jobs ({names}) VALUES ({values})"), OLD_JOB)
+        for table, row in (("jobs", OLD_JOB), ("job_events", OLD_EVENT)):
+            values = ", ".join(f":{name}" for name in row)
+            connection.execute(sa.text(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({values})"), row)
 
 
 def old_job(engine: sa.Engine) -> dict[str, Any]:
     with engine.connect() as connection:
+        event = connection.execute(sa.text("SELECT * FROM job_events")).mappings().one()
+        assert {name: event[name] for name in OLD_EVENT} == OLD_EVENT
+        assert event.get("by_whom", "") == ""
         row = connection.execute(sa.text("SELECT * FROM jobs")).mappings().one()
         return {name: row[name] for name in OLD_JOB}
 
@@ -131,7 +135,7 @@ def test_the_statements_can_be_read_before(engine: sa.Engine) -> None:
     assert "CREATE TABLE IF NOT EXISTS jobs " not in text
     assert "DROP TABLE" in schema.sql(engine, "base")
     assert schema.current(engine) == "0001", "nothing was executed"
-    with pytest.raises(InvalidArgument, match="there are base, 0001, 0002 and head"):
+    with pytest.raises(InvalidArgument, match="there are base, 0001, 0002, 0003 and head"):
         schema.sql(engine, "9999")
 
 

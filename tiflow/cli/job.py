@@ -145,7 +145,7 @@ def list_(state: str, limit: int, before: int, master_addrs: str | None, as_json
 @click.argument("job_id", metavar="ID")
 @client_options
 def events(job_id: str, master_addrs: str | None, as_json: bool) -> None:
-    """Show what happened to a job, and when.
+    """Show what happened to a job, when, and by whom (-: by tiflow itself).
 
     \b
     Example: tiflow job events nightly
@@ -155,8 +155,8 @@ def events(job_id: str, master_addrs: str | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    rows = [(ago(event.at_ms or None), event.revision, event.kind, event.message) for event in found]
-    print_table(("WHEN", "REVISION", "WHAT", "WHY"), rows)
+    rows = [(ago(one.at_ms or None), one.revision, one.kind, one.by or "-", one.message) for one in found]
+    print_table(("WHEN", "REVISION", "WHAT", "BY", "WHY"), rows)
 
 
 @job.command()

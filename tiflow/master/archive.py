@@ -115,7 +115,8 @@ class Archive:
         try:
             rows = await self.read(lambda history: history.events(uid, after=after, limit=limit))
             known = {
-                (row.revision, row.seq): JobEvent(row.revision, row.at_ms, row.kind, row.message) for row in rows
+                (row.revision, row.seq): JobEvent(row.revision, row.at_ms, row.kind, row.message, row.by_whom)
+                for row in rows
             }
         except Unavailable as error:
             rows, warning = [], str(error)

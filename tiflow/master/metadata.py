@@ -141,5 +141,5 @@ def _events(record: JobEvents | None) -> tuple[EventRow, ...]:
     seq = 0
     for before, event in zip((None, *record.events), record.events, strict=False):
         seq = seq + 1 if before is not None and before.revision == event.revision else 1
-        rows.append(EventRow(record.uid, event.revision, seq, event.at_ms, event.kind, event.message))
+        rows.append(EventRow(record.uid, event.revision, seq, event.at_ms, event.kind, event.message, event.by))
     return tuple(rows)

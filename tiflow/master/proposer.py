@@ -10,7 +10,7 @@ from msgspec import Raw, msgpack
 from tiflow.clock import Clock
 from tiflow.errors import NotLeader, ResourceExhausted, TiflowError, Unavailable
 from tiflow.raft.node import RaftNode
-from tiflow.sched.commands import AnyCommand
+from tiflow.sched.commands import AnyCommand, encode_command
 from tiflow.sched.machine import Machine, check_format
 from tiflow.sched.model import ENTRY_BYTES_MAX, Millis
 
@@ -93,7 +93,7 @@ class Proposer:
             leader = self._raft.leader
             raise NotLeader(leader.address if leader else None)
         check_format(self._machine.state, command)
-        data = _encode(command)
+        data = encode_command(command, self._machine.state.format)
         if len(data) > _ENTRY_ROOM:
             raise ResourceExhausted(f"the command has {len(data)} bytes; a log entry holds {_ENTRY_ROOM}")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

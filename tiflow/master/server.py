@@ -19,13 +19,13 @@ from tiflow.raft.node import RaftNode
 from tiflow.rpc import convert, status
 from tiflow.rpc import tiflow_pb2 as pb
 from tiflow.rpc import tiflow_pb2_grpc as rpc
+from tiflow.rpc.callers import FORWARDED, USER, Callers, was_forwarded
 from tiflow.rpc.channels import Channels
 from tiflow.rpc.tls import Tls
 from tiflow.sched.model import RetryPolicy
 
 FORWARD_TIMEOUT_S = 15.0
 PEER_TIMEOUT_S = 1.0
-FORWARDED = "tiflow-forwarded"  #: metadata key: the call came from a follower, so it is not forwarded again
 #: calls that change nothing: if no answer comes, it is certain that nothing happened. Any other may have been done
 READS = frozenset(
     {
@@ -80,11 +80,13 @@ class ApiServer(rpc.TiflowServicer):  # type: ignore[misc]
         self._http_address = http_address
         self._retry = retry  #: for jobs that say nothing else
         self.peers = Channels(tls)
+        self._callers = Callers(tls, [member.address for member in members])
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> Message:
         async def submit() -> Message:
             spec = convert.job_from_proto(request.spec, retry=self._retry)
-            return await self._service.submit_job(spec, request.token, request.token_at_ms)
+            by = self._callers.name(context)
+            return await self._service.submit_job(spec, request.token, request.token_at_ms, by)
 
         return await self._answer("SubmitJob", submit, request, context)
 
@@ -107,13 +109,22 @@ class ApiServer(rpc.TiflowServicer):  # type: ignore[misc]
         return await self._answer("JobEvents", events, request, context)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> Message:
-        return await self._answer("CancelJob", lambda: self._service.cancel_job(request.id), request, context)
+        def cancel() -> Awaitable[Message]:
+            return self._service.cancel_job(request.id, self._callers.name(context))
+
+        return await self._answer("CancelJob", cancel, request, context)
 
     async def PauseJob(self, request: pb.PauseJobRequest, context: Any) -> Message:
-        return await self._answer("PauseJob", lambda: self._service.pause_job(request.id), request, context)
+        def pause() -> Awaitable[Message]:
+            return self._service.pause_job(request.id, self._callers.name(context))
+
+        return await self._answer("PauseJob", pause, request, context)
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> Message:
-        return await self._answer("ResumeJob", lambda: self._service.resume_job(request.id), request, context)
+        def resume() -> Awaitable[Message]:
+            return self._service.resume_job(request.id, self._callers.name(context))
+
+        return await self._answer("ResumeJob", resume, request, context)
 
     async def DeleteJob(self, request: pb.DeleteJobRequest, context: Any) -> Message:
         async def delete() -> Message:
@@ -201,7 +212,8 @@ class ApiServer(rpc.TiflowServicer):  # type: ignore[misc]
 
     async def TriggerSchedule(self, request: pb.TriggerScheduleRequest, context: Any) -> Message:
         def trigger() -> Awaitable[Message]:
-            return self._service.trigger_schedule(request.name, request.token, request.token_at_ms)
+            by = self._callers.name(context)
+            return self._service.trigger_schedule(request.name, request.token, request.token_at_ms, by)
 
         return await self._answer("TriggerSchedule", trigger, request, context)
 
@@ -292,7 +304,7 @@ class ApiServer(rpc.TiflowServicer):  # type: ignore[misc]
             async for update in watch(self._service, request.id, request.uid, request.from_row):
                 yield update
         except NotLeader as error:
-            if error.leader is None or _was_forwarded(context):
+            if error.leader is None or was_forwarded(context):
                 await status.abort(context, error)
             async for forwarded in self._forward_stream("WatchJob", error, request, context):
                 yield forwarded
@@ -304,7 +316,7 @@ class ApiServer(rpc.TiflowServicer):  # type: ignore[misc]
             async for part in self._service.backup(tuple(member.name for member in self._members)):
                 yield pb.Chunk(data=part)
         except NotLeader as error:
-            if error.leader is None or _was_forwarded(context):
+            if error.leader is None or was_forwarded(context):
                 await status.abort(context, error)
             async for forwarded in self._forward_stream("BackupCluster", error, request, context):
                 yield forwarded
@@ -382,7 +394,7 @@ class ApiServer(rpc.TiflowServicer):  # type: ignore[misc]
         try:
             return await work()
         except NotLeader as error:
-            if error.leader is None or _was_forwarded(context):
+            if error.leader is None or was_forwarded(context):
                 await status.abort(context, error)
             return await self._forward(method, error, request, context)
         except TiflowError as error:
@@ -396,7 +408,8 @@ class ApiServer(rpc.TiflowServicer):  # type: ignore[misc]
         assert error.leader is not None
         call = getattr(self.peers.master(error.leader), method)
         try:
-            reply: Message = await call(request, timeout=FORWARD_TIMEOUT_S, metadata=((FORWARDED, self._name),))
+            metadata = ((FORWARDED, self._name), (USER, self._callers.name(context).encode()))
+            reply: Message = await call(request, timeout=FORWARD_TIMEOUT_S, metadata=metadata)
             return reply
         except grpc.aio.AioRpcError as failed:
             await _pass_on(context, failed, error.leader, write=method not in READS)
@@ -450,10 +463,6 @@ def _patience_s(context: Any) -> float:
     """A little less than the caller has: it should hear why."""
     left_s = context.time_remaining()
     return float("inf") if left_s is None else max(0.0, left_s - 0.2)
-
-
-def _was_forwarded(context: Any) -> bool:
-    return any(key == FORWARDED for key, _ in context.invocation_metadata() or ())
 
 
 async def _pass_on(context: Any, failed: grpc.aio.AioRpcError, leader: str, *, write: bool) -> None:

@@ -83,12 +83,12 @@ class Service(Questions):
 
     # ---- jobs
 
-    async def submit_job(self, spec: JobSpec, token: str, token_at_ms: int) -> pb.JobInfo:
+    async def submit_job(self, spec: JobSpec, token: str, token_at_ms: int, by: str = "") -> pb.JobInfo:
         leader = self.leader
         if not token:
             raise InvalidArgument("token is empty: draw one per submission, so that a retry is harmless")
         validate_spec(spec)
-        job = await self._proposer.propose(SubmitJob(spec, token, token_at_ms))
+        job = await self._proposer.propose(SubmitJob(spec, token, token_at_ms, by))
         if isinstance(job, Job):
             leader.clients.begin(job)
         leader.wake()
@@ -178,18 +178,23 @@ class Service(Questions):
             events, response.warning = await self._archive.events(job.uid, after, min(limit or LIST_MAX, LIST_MAX))
             for seq, event in events:
                 response.events.add(
-                    revision=event.revision, seq=seq, at_ms=event.at_ms, kind=event.kind, message=event.message
+                    revision=event.revision,
+                    seq=seq,
+                    at_ms=event.at_ms,
+                    kind=event.kind,
+                    message=event.message,
+                    by=event.by,
                 )
         return response
 
-    async def cancel_job(self, job_id: str) -> pb.JobInfo:
-        return await self._order(CancelJob(job_id))
+    async def cancel_job(self, job_id: str, by: str = "") -> pb.JobInfo:
+        return await self._order(CancelJob(job_id, by=by))
 
-    async def pause_job(self, job_id: str) -> pb.JobInfo:
-        return await self._order(PauseJob(job_id))
+    async def pause_job(self, job_id: str, by: str = "") -> pb.JobInfo:
+        return await self._order(PauseJob(job_id, by=by))
 
-    async def resume_job(self, job_id: str) -> pb.JobInfo:
-        return await self._order(ResumeJob(job_id))
+    async def resume_job(self, job_id: str, by: str = "") -> pb.JobInfo:
+        return await self._order(ResumeJob(job_id, by=by))
 
     async def _order(self, command: CancelJob | PauseJob | ResumeJob) -> pb.JobInfo:
         """A job that has left the masters has ended, so it stays as it is."""
@@ -369,11 +374,12 @@ class Service(Questions):
         _ = self.leader
         await self._proposer.propose(DeleteSchedule(name))
 
-    async def trigger_schedule(self, name: str, token: str, token_at_ms: int) -> pb.JobInfo:
+    async def trigger_schedule(self, name: str, token: str, token_at_ms: int, by: str = "") -> pb.JobInfo:
         leader = self.leader
         if not 0 < token_at_ms < 1 << 53:
             raise InvalidArgument(f"token_at_ms = {token_at_ms}: must be the time at which the token was drawn")
-        job = await self._proposer.propose(TriggerSchedule(name, run_id(name, token_at_ms), token, token_at_ms))
+        command = TriggerSchedule(name, run_id(name, token_at_ms), token, token_at_ms, by)
+        job = await self._proposer.propose(command)
         leader.wake()
         return self._submitted(job)
 

@@ -44,6 +44,7 @@ class EventRow(Struct, frozen=True):
     at_ms: Millis
     kind: str
     message: str
+    by_whom: str = ""  #: `by` is a word of SQL
 
 
 class Written(Struct, frozen=True):

@@ -82,6 +82,7 @@ JOB_EVENTS = sa.Table(
     sa.Column("at_ms", sa.BigInteger, nullable=False),
     sa.Column("kind", _name(32), nullable=False),
     sa.Column("message", _TEXT, nullable=False),
+    sa.Column("by_whom", _text(255), nullable=False),  # empty: by tiflow itself, or from before it was kept
 )
 JOB_CHECKPOINTS = sa.Table(
     "job_checkpoints",

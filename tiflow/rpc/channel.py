@@ -14,6 +14,7 @@ import grpc
 
 from tiflow.errors import NoSpace, NotLeader, OutcomeUnknown, TiflowError, Unavailable
 from tiflow.rpc import tiflow_pb2_grpc as rpc
+from tiflow.rpc.callers import USER, own_name
 from tiflow.rpc.status import from_rpc_error, is_ours
 from tiflow.rpc.tls import Tls, open_channel
 
@@ -50,6 +51,8 @@ class MasterChannel:
         self.timeout_s = timeout_s
         self.refused_s = timeout_s if refused_s is None else refused_s
         self.tls = tls
+        #: of writes; with TLS our certificate says it
+        self._metadata = ((USER, own_name().encode()),) if tls is None else None
         self._lock = threading.Lock()
         self._channels: dict[str, tuple[Any, Any]] = {}  # address → (channel, stub)
         self.good = self.addresses[0]  # answered last, or was named as the leader
@@ -73,7 +76,8 @@ class MasterChannel:
         while True:
             address = search.next_address()
             try:
-                reply = self._method(address, method)(request, timeout=search.try_s())
+                metadata = self._metadata if write else None
+                reply = self._method(address, method)(request, timeout=search.try_s(), metadata=metadata)
             except grpc.RpcError as error:
                 try:
                     search.failed(address, error, write=write)

@@ -942,18 +942,20 @@ class JobEventsRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., after_revision: _Optional[int] = ..., after_seq: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class JobEvent(_message.Message):
-    __slots__ = ("revision", "seq", "at_ms", "kind", "message")
+    __slots__ = ("revision", "seq", "at_ms", "kind", "message", "by")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     AT_MS_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
     revision: int
     seq: int
     at_ms: int
     kind: str
     message: str
-    def __init__(self, revision: _Optional[int] = ..., seq: _Optional[int] = ..., at_ms: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    by: str
+    def __init__(self, revision: _Optional[int] = ..., seq: _Optional[int] = ..., at_ms: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., by: _Optional[str] = ...) -> None: ...
 
 class JobEventsResponse(_message.Message):
     __slots__ = ("events", "warning")

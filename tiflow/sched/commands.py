@@ -8,11 +8,13 @@ ever.
 from typing import ClassVar, Final, TypeAlias
 
 from msgspec import msgpack
+from msgspec.structs import astuple
 
 from tiflow.sched.model import GroupSpec, JobSpec, Millis, Record
 
 #: the highest format that this code understands: all commands with `since` up to it, and what they mean from it on
-FORMAT: Final = 4
+FORMAT: Final = 5
+WHO_FORMAT: Final = 5  #: from which on commands, and events, say who gave them
 
 
 class SubmitJob(Record, frozen=True, tag=1):
@@ -24,6 +26,7 @@ class SubmitJob(Record, frozen=True, tag=1):
     spec: JobSpec
     token: str
     token_at_ms: Millis
+    by: str = ""  #: who gave the command, BY_CHARS_MAX at most; here and below
 
 
 class CancelJob(Record, frozen=True, tag=2):
@@ -32,6 +35,7 @@ class CancelJob(Record, frozen=True, tag=2):
     since: ClassVar[int] = 1
     job_id: str
     uid: int = 0  #: 0: whichever job has the id
+    by: str = ""
 
 
 class DeleteJob(Record, frozen=True, tag=3):
@@ -140,6 +144,7 @@ class PauseJob(Record, frozen=True, tag=9):
     since: ClassVar[int] = 1
     job_id: str
     uid: int = 0
+    by: str = ""
 
 
 class ResumeJob(Record, frozen=True, tag=10):
@@ -148,6 +153,7 @@ class ResumeJob(Record, frozen=True, tag=10):
     since: ClassVar[int] = 1
     job_id: str
     uid: int = 0
+    by: str = ""
 
 
 class ExpireJob(Record, frozen=True, tag=11):
@@ -230,6 +236,7 @@ class TriggerSchedule(Record, frozen=True, tag=22):
     job_id: str
     token: str
     token_at_ms: Millis
+    by: str = ""
 
 
 class DrainExecutor(Record, frozen=True, tag=12):
@@ -376,6 +383,15 @@ def format_of(command: AnyCommand) -> int:
     return command.since
 
 
+def encode_command(command: AnyCommand, format: int) -> bytes:
+    """For the log of a cluster of that format: before WHO_FORMAT without `by`, which would stop older masters."""
+    if format < WHO_FORMAT and isinstance(command, _WITH_BY):
+        return _encode((command.__struct_config__.tag, *astuple(command)[:-1]))
+    return _encode(command)
+
+
+_encode = msgpack.Encoder().encode
+_WITH_BY = (SubmitJob, CancelJob, PauseJob, ResumeJob, TriggerSchedule)
 _WITH_SPEC = (SubmitJob, PutSchedule, RestoreJob)
 
 

@@ -2,24 +2,33 @@
 
 from collections.abc import Iterator
 
+from tiflow.sched.commands import WHO_FORMAT, AnyCommand, FireSchedule, TriggerSchedule
 from tiflow.sched.draft import Draft
-from tiflow.sched.model import EVENTS_MAX, Group, Job, JobEvent, JobEvents, job_state, progress
+from tiflow.sched.model import EVENT_BY_CHARS_MAX, EVENTS_MAX, Group, Job, JobEvent, JobEvents, job_state, progress
 
 HISTORY_FORMAT = 2  #: of the cluster, from which on history is kept
 MESSAGE_CHARS_MAX = 1_000
 
 
-def note(draft: Draft) -> None:
+def note(draft: Draft, command: AnyCommand) -> None:
     """Add to the history of each job what this command did to it."""
     state = draft.state
+    by = _who(command) if state.format >= WHO_FORMAT else ""
     for job in draft.jobs.values():
         old = state.job_of(job.uid)
         events = [
-            JobEvent(state.revision, state.wall_ms, kind, message[:MESSAGE_CHARS_MAX])
+            JobEvent(state.revision, state.wall_ms, kind, message[:MESSAGE_CHARS_MAX], by)
             for kind, message in _changes(draft, old, job)
         ]
         if events:
             draft.events[job.uid] = _with(state.events.get(job.uid), job.uid, events)
+
+
+def _who(command: AnyCommand) -> str:
+    by: str = getattr(command, "by", "")
+    if isinstance(command, FireSchedule | TriggerSchedule):
+        by = f"schedule {command.name}, by {by}" if by else f"schedule {command.name}"
+    return by[:EVENT_BY_CHARS_MAX]
 
 
 def _with(before: JobEvents | None, uid: int, events: list[JobEvent]) -> JobEvents:

@@ -181,7 +181,7 @@ def _answer(state: State, command: AnyCommand) -> Reply:
         value = HANDLERS[type(command)](draft, command)
         settle(draft)
         if state.format >= HISTORY_FORMAT:
-            note(draft)
+            note(draft, command)
     except Rejected as error:
         return Reply(state.revision, error=error)
     except (MemoryError, RecursionError):

@@ -71,6 +71,8 @@ CLIENT_TTL_MS_MAX = 86_400_000
 ON_LOST_RESULT = ("rerun", "fail")
 SUBMIT_WINDOW_MS = 24 * 3_600_000  #: a submission token older than this is refused
 EVENTS_MAX = 64  #: of one job that the database is not known to have; the oldest go first, and are counted
+BY_CHARS_MAX = 128  #: of the name of who gives a command
+EVENT_BY_CHARS_MAX = 255  #: the same in a job's history, where a schedule's name may precede it
 PRUNED_MAX = 1_000_000  #: remembered tokens of jobs that left the state within SUBMIT_WINDOW_MS of their submission
 
 
@@ -564,6 +566,7 @@ class JobEvent(Record, frozen=True, gc=False):
     at_ms: Millis  #: wall clock of the leader
     kind: str  #: submitted, started, paused, resumed, canceling, failing, failures, rerun, restored, ended
     message: str = ""
+    by: str = ""  #: who gave the command that this came of; empty: tiflow itself
 
 
 class JobEvents(Record, frozen=True, gc=False):

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from msgspec import Struct, convert, msgpack
 from msgspec.structs import astuple
 
+from tiflow.sched.commands import WHO_FORMAT
 from tiflow.sched.model import (
     Deleted,
     Drain,
@@ -53,7 +54,7 @@ def encode_state(state: State) -> Iterator[bytes]:
         _Frozen("drains", state.drains.copy(), _value),
         _Frozen("projects", state.projects.copy(), _value),
         _Frozen("schedules", state.schedules.copy(), _value, _schedule_size),
-        _Frozen("events", state.events.copy(), _value),
+        _Frozen("events", state.events.copy(), _value if state.format >= WHO_FORMAT else _pack_events),
         _Frozen("pruned", state.pruned.copy(), _value),
     ]
     return _frames(head, tables)
@@ -123,6 +124,11 @@ def _value(_key: Any, value: Any) -> _Row:
 def _pack_job(_key: str, value: Job) -> _Row:
     """Without the last field while it says nothing: masters of an older format read it, too."""
     return value if value.done else astuple(value)[:-1]
+
+
+def _pack_events(_key: int, value: JobEvents) -> _Row:
+    """Without who it was by, which nobody has said yet: masters of an older format read it, too."""
+    return (value.uid, [astuple(event)[:-1] for event in value.events], value.omitted)
 
 
 def _pack_placement(_key: int, value: Placement) -> _Row:

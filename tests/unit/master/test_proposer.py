@@ -2,13 +2,22 @@ import asyncio
 from typing import Any
 
 import pytest
+from msgspec import msgpack
 
 from tiflow.errors import FailedPrecondition, NotFound, NotLeader, OutcomeUnknown
 from tiflow.master.proposer import WALL_STEP_MAX_MS, LogTime, Proposer
 from tiflow.raft.api import Member
-from tiflow.sched.commands import CancelJob, RegisterExecutor, SetFormat, StopWorkers, SubmitJob, decode_entry
+from tiflow.sched.commands import (
+    WHO_FORMAT,
+    CancelJob,
+    RegisterExecutor,
+    SetFormat,
+    StopWorkers,
+    SubmitJob,
+    decode_entry,
+)
 from tiflow.sched.machine import Machine
-from tiflow.sched.model import Framework, GroupSpec, JobSpec
+from tiflow.sched.model import Command, Framework, GroupSpec, JobSpec
 
 
 class LoneRaft:
@@ -80,6 +89,18 @@ async def test_what_some_master_may_not_understand_is_not_logged():
 
     await proposer.propose(SetFormat(3))
     assert (await proposer.propose(commands[1])).id == "j"
+
+
+async def test_who_gives_a_command_is_not_logged_before_all_masters_can_read_it():
+    proposer, raft = await _proposer()
+    spec = JobSpec("j", (GroupSpec("g", Command(("true",))),))
+    await proposer.propose(SubmitJob(spec, "t", 0, "ada"))
+    await proposer.propose(SetFormat(WHO_FORMAT))
+    await proposer.propose(CancelJob("j", by="ada"))
+
+    logged = [command for entry in raft.entries for command in decode_entry(entry).commands]
+    assert logged == [SubmitJob(spec, "t", 0), SetFormat(WHO_FORMAT), CancelJob("j", by="ada")]
+    assert len(msgpack.decode(raft.entries[0])[2][0]) == 4, "the tag, the job, its token and that token's time"
 
 
 async def test_an_unknown_outcome_is_said_to_every_caller_of_the_entry():
