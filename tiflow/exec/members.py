@@ -37,6 +37,7 @@ from tiflow.jobs.framework.port import (
     name_of,
     place_of,
 )
+from tiflow.jobs.framework.types import settled
 from tiflow.jobs.framework.workers import workers_spec
 from tiflow.rpc import convert
 from tiflow.rpc import tiflow_pb2 as pb
@@ -104,7 +105,7 @@ class Members:
         self.masters = masters
         self.on_report: Callable[[], None] = lambda: None
         self._keeper = keeper
-        self._entries = entries
+        self._entries = settled(entries)
         self._channels = channels
         self._here: dict[Key, MemberSlot] = {}
         self._tables: dict[int, dict[str, WorkerRow]] = {}  #: by the placement of a job master: its workers

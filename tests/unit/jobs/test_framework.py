@@ -220,6 +220,36 @@ def test_who_sends_faster_than_the_other_can_hear_waits():
     testing.run(scenario())
 
 
+def test_what_was_sent_ahead_comes_as_soon_as_the_worker_runs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(testing, "START_S", 7.0)
+
+    class Hears(Worker):
+        async def on_message(self, sender: str, message: Any) -> None:
+            self.waited.set_result(asyncio.get_running_loop().time() - self.began_s)
+
+        async def on_start(self) -> None:
+            self.began_s = asyncio.get_running_loop().time()
+            self.waited: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+        async def run(self) -> float:
+            return await self.waited
+
+    class Tells(JobMaster):
+        worker = Hears
+
+        async def run(self) -> Any:
+            await self.start_worker("w", {})
+            await self.send("w", "go")
+            await self.workers_ended()
+            return self.workers["w"].result
+
+    async def scenario() -> None:
+        async with testing.Job(Tells, {}) as job:
+            assert await job.result() < 0.01
+
+    testing.run(scenario())
+
+
 def test_messages_to_a_worker_that_has_ended_are_dropped():
     class Short(Worker):
         async def run(self) -> None: ...

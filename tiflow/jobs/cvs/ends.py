@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 from tiflow.jobs.cvs.config import local_path
 from tiflow.jobs.cvs.tree import Entry, Lister, fsspec_lister, local_lister, mtime_ns_of
 
-CHUNK_BYTES = 1 << 20  #: at once; what is in the processor's cache is hashed and written fast
+CHUNK_BYTES = 256 << 10  #: at once: it and what is read back of it fit into the cache of a core
 
 
 Piece: TypeAlias = bytes | memoryview

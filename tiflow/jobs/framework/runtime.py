@@ -8,7 +8,7 @@ attempt is in charge.
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from msgspec import Struct, msgpack
@@ -107,6 +107,7 @@ class Runtime:
         self._inbox = Inbox(self._hear)
         self._outboxes: dict[str, Outbox] = {}
         self._carrying: dict[str, asyncio.Task[None]] = {}
+        self._came: dict[str, asyncio.Event] = {}  #: by receiver that is away: it runs now
         self._putting: dict[str, asyncio.Task[None]] = {}  #: by key: its newest checkpoint that is not yet durable
         self._status = b""
         self._reporting: asyncio.TimerHandle | None = None
@@ -264,10 +265,12 @@ class Runtime:
         if not self._over.done():
             self._over.set_result(outcome)
 
-    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask until there is an answer. That a later attempt is in charge ends this one, here."""
-        pause_s = BACKOFF_S_MIN
+    async def _patiently(self, ask: Callable[[], Awaitable[T]], again: asyncio.Event | None = None) -> T:
+        """Ask until there is an answer. That a later attempt is in charge ends this one, here. `again`: set when it
+        is worth asking at once."""
+        pause_s, again = BACKOFF_S_MIN, again or asyncio.Event()
         while True:
+            again.clear()
             try:
                 return await ask()
             except (Unavailable, OutcomeUnknown) as error:
@@ -276,7 +279,9 @@ class Runtime:
                 self._log.warning("not_in_charge", reason=str(error))
                 self._end(Outcome(error=cut(str(error))))
                 await asyncio.get_running_loop().create_future()  # until canceled
-            await asyncio.sleep(pause_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await again.wait()
             pause_s = min(BACKOFF_S_MAX, pause_s * 2)
 
     # ---- what the member asks
@@ -358,7 +363,11 @@ class Runtime:
         await self._returns(outbox.run())
 
     async def _deliver(self, envelope: Envelope) -> None:
-        await self._patiently(lambda: self._port.deliver(envelope))
+        came = self._came.setdefault(envelope.to, asyncio.Event())
+        try:
+            await self._patiently(lambda: self._port.deliver(envelope), came)
+        finally:
+            self._came.pop(envelope.to, None)
 
     async def flush(self) -> None:
         for outbox in list(self._outboxes.values()):
@@ -425,6 +434,9 @@ class Runtime:
 
     def on_rows(self, rows: Sequence[WorkerRow], whole: bool) -> None:
         changes = self._team.see(rows)
+        for row in rows:
+            if row.state == "running" and (came := self._came.get(row.name)) is not None:
+                came.set()
         if self._member is not None:  # else it begins with what it finds
             for change in changes:
                 self._tell(change)
