@@ -7,7 +7,6 @@ from msgspec import Meta, Struct
 
 from tiflow.errors import InvalidArgument
 from tiflow.jobs.shared import check_url
-from tiflow.jobs.spec import parse_where
 from tiflow.toml import check_keys
 
 
@@ -31,8 +30,11 @@ class CvsConfig(Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknow
             for key, url in (("source", settings.source), ("target", settings.target)):
                 if not local_path(url):
                     check_url(url, key)
-            parse_where(settings.source_selectors, {}, None)
-            parse_where(settings.target_selectors, {}, None)
+            if settings.source_selectors or settings.target_selectors:
+                from tiflow.jobs.spec import parse_where  # with it comes the scheduler, which takes a while
+
+                parse_where(settings.source_selectors, {}, None)
+                parse_where(settings.target_selectors, {}, None)
         except (InvalidArgument, msgspec.ValidationError) as error:
             raise ValueError(str(error)) from None
         if settings.existing not in ("compare", "overwrite"):
