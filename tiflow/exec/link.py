@@ -35,6 +35,7 @@ class Message(Struct, frozen=True, tag_field="op"):
 
 class StartWorkers(Message, frozen=True, tag="start"):
     group: WorkerGroup
+    once: tuple[int, int] = (0, 0)  #: number of the request, and below which all are settled
 
 
 class StopWorkers(Message, frozen=True, tag="stop_workers"):
@@ -42,6 +43,7 @@ class StopWorkers(Message, frozen=True, tag="stop_workers"):
     start: int
     stop: int
     forget: bool
+    once: tuple[int, int] = (0, 0)
 
 
 class Get(Message, frozen=True, tag="get"):

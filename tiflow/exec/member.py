@@ -22,11 +22,11 @@ class _AgentPort:
     def __init__(self, agent: Link) -> None:
         self._agent = agent
 
-    async def start_workers(self, group: WorkerGroup) -> None:
-        await self._agent.ask(link.StartWorkers(group))
+    async def start_workers(self, group: WorkerGroup, once: tuple[int, int]) -> None:
+        await self._agent.ask(link.StartWorkers(group, once))
 
-    async def stop_workers(self, group: str, start: int, stop: int, *, forget: bool) -> None:
-        await self._agent.ask(link.StopWorkers(group, start, stop, forget))
+    async def stop_workers(self, group: str, start: int, stop: int, once: tuple[int, int], *, forget: bool) -> None:
+        await self._agent.ask(link.StopWorkers(group, start, stop, forget, once))
 
     async def deliver(self, envelope: Envelope) -> None:
         await self._agent.ask(link.Deliver(envelope))

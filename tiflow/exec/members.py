@@ -235,12 +235,19 @@ class Members:
 
     async def _answer(self, slot: MemberSlot, what: link.Question) -> link.Answer:
         match what:
-            case link.StartWorkers(group):
-                await self._start_workers(slot, group)
-            case link.StopWorkers(group, start, stop, forget):
+            case link.StartWorkers(group, once):
+                await self._start_workers(slot, group, once)
+            case link.StopWorkers(group, start, stop, forget, (number, settled)):
                 uid, attempt = slot.run.assignment.job_uid, slot.run.assignment.attempt
                 stopping = pb.StopWorkersRequest(
-                    uid=uid, attempt=attempt, group=group, start=start, stop=stop, forget=forget
+                    uid=uid,
+                    attempt=attempt,
+                    group=group,
+                    start=start,
+                    stop=stop,
+                    forget=forget,
+                    number=number,
+                    settled=settled,
                 )
                 await self.masters.call("StopWorkers", stopping, write=True)
             case link.Get(key):
@@ -261,12 +268,12 @@ class Members:
                 return await self._call(slot, to, request)
         return None
 
-    async def _start_workers(self, slot: MemberSlot, group: WorkerGroup) -> None:
+    async def _start_workers(self, slot: MemberSlot, group: WorkerGroup, once: tuple[int, int]) -> None:
         uid, attempt = slot.run.assignment.job_uid, slot.run.assignment.attempt
         message = convert.group_to_proto(workers_spec(slot.work, group))
-        await self.masters.call(
-            "StartWorkers", pb.StartWorkersRequest(uid=uid, attempt=attempt, group=message), write=True
-        )
+        number, settled = once
+        starting = pb.StartWorkersRequest(uid=uid, attempt=attempt, group=message, number=number, settled=settled)
+        await self.masters.call("StartWorkers", starting, write=True)
 
     async def _keys(self, slot: MemberSlot, prefix: str) -> list[str]:
         keys: list[str] = []

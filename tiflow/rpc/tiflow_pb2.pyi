@@ -454,34 +454,42 @@ class PoolReply(_message.Message):
     def __init__(self, state: _Optional[str] = ..., error: _Optional[str] = ..., kept: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StartWorkersRequest(_message.Message):
-    __slots__ = ("uid", "attempt", "group")
+    __slots__ = ("uid", "attempt", "group", "number", "settled")
     UID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
     uid: int
     attempt: int
     group: GroupSpec
-    def __init__(self, uid: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[_Union[GroupSpec, _Mapping]] = ...) -> None: ...
+    number: int
+    settled: int
+    def __init__(self, uid: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[_Union[GroupSpec, _Mapping]] = ..., number: _Optional[int] = ..., settled: _Optional[int] = ...) -> None: ...
 
 class StartWorkersReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class StopWorkersRequest(_message.Message):
-    __slots__ = ("uid", "attempt", "group", "start", "stop", "forget")
+    __slots__ = ("uid", "attempt", "group", "start", "stop", "forget", "number", "settled")
     UID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     FORGET_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
     uid: int
     attempt: int
     group: str
     start: int
     stop: int
     forget: bool
-    def __init__(self, uid: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., forget: _Optional[bool] = ...) -> None: ...
+    number: int
+    settled: int
+    def __init__(self, uid: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., forget: _Optional[bool] = ..., number: _Optional[int] = ..., settled: _Optional[int] = ...) -> None: ...
 
 class StopWorkersReply(_message.Message):
     __slots__ = ()
