@@ -362,7 +362,7 @@ MUTANTS: tuple[tuple[str, str, str], ...] = (
         "in_order = (self.jobs[job_id] for job_id in self.job_ids.values())",
         "in_order = self.jobs.values()",
     ),
-    ("snapshot.py", "value if value.done else", ""),
+    ("snapshot.py", "if value.asked_attempt:", "if True:"),
     ("duties.py", "if late or row.uid in state.framework", "if late"),
     ("duties.py", "if late or row.uid in state.framework", ""),
     ("validate.py", "    check_framework(spec)\n", ""),
