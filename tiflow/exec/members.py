@@ -109,6 +109,7 @@ class Members:
         self._channels = channels
         self._here: dict[Key, MemberSlot] = {}
         self._tables: dict[int, dict[str, WorkerRow]] = {}  #: by the placement of a job master: its workers
+        self._partial: set[int] = set()  #: … of which only a part has come
         self._waiting: dict[int, asyncio.Future[None]] = {}  #: … those that have not begun for want of one
         self._found: dict[Key, str] = {}  #: addresses of the executors of other members, as they were told last
         self._reports: dict[tuple[int, int], pb.Report] = {}  #: by placement and index, of those that run
@@ -140,6 +141,7 @@ class Members:
         self._reports.pop((placement, slot.run.start), None)
         self._tables.pop(placement, None)
         self._waiting.pop(placement, None)
+        self._partial.discard(placement)
 
     async def _talk(self, slot: MemberSlot) -> None:
         async def on_ask(what: link.Question) -> link.Answer:
@@ -182,7 +184,7 @@ class Members:
     async def _rows_for(self, slot: MemberSlot) -> tuple[WorkerRow, ...]:
         """All workers of a job master, as soon as the leader has told."""
         placement = slot.run.assignment.placement
-        if placement not in self._tables:
+        if placement not in self._tables or placement in self._partial:
             told = self._waiting[placement] = asyncio.get_running_loop().create_future()
             await told
         return tuple(self._tables[placement].values())
@@ -196,11 +198,20 @@ class Members:
         if members.whole:
             self._tables[placement] = rows
             if len(self._tables) > TABLES_MAX:
-                del self._tables[next(iter(self._tables))]
+                oldest = next(iter(self._tables))
+                del self._tables[oldest]
+                self._partial.discard(oldest)
         elif placement in self._tables:
             self._tables[placement] |= rows
-        if (told := self._waiting.pop(placement, None)) is not None and not told.done():
-            told.set_result(None)
+        if members.more:
+            self._partial.add(placement)
+        else:
+            self._partial.discard(placement)
+        if placement in self._waiting:
+            if not members.more:  # it begins with all of them
+                told = self._waiting.pop(placement)
+                if not told.done():
+                    told.set_result(None)
             return
         slot = next((slot for slot in self._here.values() if slot.run.assignment.placement == placement), None)
         if slot is not None and slot.link is not None:

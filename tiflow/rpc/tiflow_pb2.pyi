@@ -1299,18 +1299,20 @@ class LeaderMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., assignments: _Optional[_Union[Assignments, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., events_ack: _Optional[_Union[EventsAck, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., expired: _Optional[_Union[Expired, _Mapping]] = ..., redirect: _Optional[_Union[Redirect, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., deleted: _Optional[_Union[Deleted, _Mapping]] = ..., members: _Optional[_Union[Members, _Mapping]] = ...) -> None: ...
 
 class Members(_message.Message):
-    __slots__ = ("job_uid", "whole", "members", "placement", "term")
+    __slots__ = ("job_uid", "whole", "members", "placement", "term", "more")
     JOB_UID_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     job_uid: int
     whole: bool
     members: _containers.RepeatedCompositeFieldContainer[Member]
     placement: int
     term: int
-    def __init__(self, job_uid: _Optional[int] = ..., whole: _Optional[bool] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., placement: _Optional[int] = ..., term: _Optional[int] = ...) -> None: ...
+    more: bool
+    def __init__(self, job_uid: _Optional[int] = ..., whole: _Optional[bool] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., placement: _Optional[int] = ..., term: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("name", "kind", "state", "attempt", "failures", "losses", "executor", "address", "error", "status", "result", "last_end")
