@@ -361,11 +361,19 @@ def test_a_source_that_is_not_there_and_a_directory_that_cannot_be_listed(tmp_pa
         ({"source": "/s", "target": "/t", "existing": "maybe"}, 'existing = "maybe"'),
         ({"source": "/s", "target": "/t", "on-error": "cry"}, 'on-error = "cry"'),
         ({"source": "/s", "target": "/t", "source-selectors": ["="]}, "selectors"),
+        ({"source": "/s/", "target": "file:///s/x/../to"}, 'target = "file:///s/x/../to": lies in the source'),
+        ({"source": "/", "target": "/t"}, "lies in the source"),
+        ({"source": "/s", "target": "/s"}, "lies in the source"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused_by_name(config: dict[str, Any], text: str):
     with pytest.raises(ValueError, match=text):
         Cvs.check(config)
+
+
+def test_the_target_may_have_the_path_of_a_source_that_is_elsewhere():
+    Cvs.check({"source": "/s", "target": "/s", "source-selectors": ["zone=eu"]})
+    Cvs.check({"source": "/s", "target": "/s-2"})
 
 
 def test_deep_trees_take_no_recursion():
