@@ -7,6 +7,8 @@ import signal
 import socket
 import sys
 
+from msgspec.structs import replace
+
 from tiflow.exec import MEMBER_FD_VARIABLE, link, member_log
 from tiflow.exec.keeping import CannotKeep
 from tiflow.exec.link import Link
@@ -94,7 +96,14 @@ class _Process:
 
     def _heed(self, note: link.Note) -> None:
         if isinstance(note, link.Begin):
-            self._begun.set_result(note)
+            self._begin = note
+            if not note.more:
+                self._begun.set_result(note)
+        elif isinstance(note, link.Rows) and not self._begun.done():
+            rows = (*(self._begin.rows or ()), *note.rows)
+            self._begin = replace(self._begin, rows=rows, more=note.more)
+            if not note.more:
+                self._begun.set_result(self._begin)
         elif self._handler is None:
             self._early.append(note)
         elif isinstance(note, link.Rows):

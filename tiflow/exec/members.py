@@ -156,7 +156,8 @@ class Members:
         opened = await Link.open(slot.sock, on_ask, on_note)
         rows = await self._rows_for(slot) if slot.is_master else None
         slot.link = opened
-        opened.tell(self._begin(slot, rows))
+        for note in link.in_frames(self._begin(slot, rows)):
+            opened.tell(note)
         if slot.stopping:
             opened.tell(link.Stop(slot.stopping))
         await opened.run()

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import msgpack
 
 from tiflow.exec import link
+from tiflow.exec.keeping import Keeper
 from tiflow.exec.member import _Process
-from tiflow.jobs.framework.port import Envelope
+from tiflow.jobs.framework.port import STATUS_BYTES_MAX, About, Envelope, WorkerRow
 
 
 async def test_what_is_asked_before_it_has_begun_waits_for_it():
@@ -31,6 +33,23 @@ async def test_what_is_asked_before_it_has_begun_waits_for_it():
 
     await asking
     assert heard == [envelope]
+
+
+async def test_a_job_master_of_many_workers_begins_with_all_of_them():
+    """Which may be more than a frame has."""
+    rows = tuple(
+        WorkerRow(f"w/{number}", "worker", "running", 1, status=b"x" * STATUS_BYTES_MAX) for number in range(1_500)
+    )
+    about = About("j", 1, "t", "", "", 2, b"")
+    begin = link.Begin(about, "master", 0, "", (), Keeper("/d", 1), rows)
+
+    process: Any = _Process()
+    for note in link.in_frames(begin):
+        assert not process._begun.done()
+        assert len(msgpack.encode(note)) < link.FRAME_BYTES_MAX
+        process._heed(note)
+
+    assert await process._begun == begin
 
 
 QUIET = """
