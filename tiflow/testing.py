@@ -515,10 +515,10 @@ class _Process:
             self._dead.set_result(None)
             self.work.cancel()
 
-    async def start_workers(self, group: WorkerGroup) -> None:
+    async def start_workers(self, group: WorkerGroup, once: tuple[int, int]) -> None:
         await self._ask(lambda: self._job._start(group))
 
-    async def stop_workers(self, group: str, start: int, stop: int, *, forget: bool) -> None:
+    async def stop_workers(self, group: str, start: int, stop: int, once: tuple[int, int], *, forget: bool) -> None:
         await self._ask(lambda: self._job._stop(group, start, stop, forget=forget))
 
     async def get(self, key: str) -> bytes | None:

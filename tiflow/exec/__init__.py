@@ -2,3 +2,5 @@
 
 Importing this package must stay free of gRPC: the guardian and the workers are processes without threads.
 """
+
+MEMBER_FD_VARIABLE = "TIFLOW_MEMBER_FD"  #: of the environment: which descriptor is a member's socket to the agent

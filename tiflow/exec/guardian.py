@@ -25,10 +25,10 @@ import traceback
 from contextlib import suppress
 from functools import partial
 
-from tiflow.exec import cgroups, frames, procs
+from tiflow.exec import MEMBER_FD_VARIABLE, cgroups, frames, procs
 from tiflow.exec.cgroups import Cgroups
 from tiflow.exec.frames import Message
-from tiflow.exec.procs import MEMBER_FD_VARIABLE, TOKEN_VARIABLE
+from tiflow.exec.procs import TOKEN_VARIABLE
 
 
 class Guardian:

@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Self, TypeAlias
 
 from msgspec import MsgspecError, Struct, msgpack
+from msgspec.structs import replace
 
 from tiflow.errors import CLASSES, Internal, NotLeader, TiflowError, Unavailable
 from tiflow.exec.keeping import Keeper
@@ -19,6 +20,7 @@ from tiflow.exec.outbox import Result
 from tiflow.jobs.framework.port import About, Envelope, Report, Request, Response, WorkerGroup, WorkerRow
 
 FRAME_BYTES_MAX = 16 << 20
+ROWS_BYTES_MAX = 4 << 20  #: of the rows in one frame
 ASKED_MAX = 1_024  #: questions of the other side that are being answered; more are refused for now, and asked again
 ASKED_BYTES_MAX = 64 << 20  #: … or bytes of them
 UNSENT_BYTES_MAX = 32 << 20  #: then a side that does not read is given up
@@ -35,6 +37,7 @@ class Message(Struct, frozen=True, tag_field="op"):
 
 class StartWorkers(Message, frozen=True, tag="start"):
     group: WorkerGroup
+    once: tuple[int, int] = (0, 0)  #: number of the request, and below which all are settled
 
 
 class StopWorkers(Message, frozen=True, tag="stop_workers"):
@@ -42,6 +45,7 @@ class StopWorkers(Message, frozen=True, tag="stop_workers"):
     start: int
     stop: int
     forget: bool
+    once: tuple[int, int] = (0, 0)
 
 
 class Get(Message, frozen=True, tag="get"):
@@ -88,11 +92,13 @@ class Begin(Message, frozen=True, tag="begin"):
     path: tuple[str, ...]  #: put in front of sys.path
     keeper: Keeper
     rows: tuple[WorkerRow, ...] | None  #: to a job master: all workers
+    more: bool = False  #: … the others follow, before anything else
 
 
 class Rows(Message, frozen=True, tag="rows"):
     rows: tuple[WorkerRow, ...]
     whole: bool
+    more: bool = False  #: of what a job master begins with: others follow
 
 
 class Stop(Message, frozen=True, tag="stop"):
@@ -135,6 +141,25 @@ Answer: TypeAlias = Response | bytes | list[str] | None
 
 _encode = msgpack.Encoder().encode
 _decoder: msgpack.Decoder[Asked | Answered | Note] = msgpack.Decoder(Asked | Answered | Note)
+
+
+def in_frames(begin: Begin) -> Iterator[Begin | Rows]:
+    """It, and what of its rows would be too much for one frame."""
+    parts: list[list[WorkerRow]] = [[]]
+    size = 0
+    for row in begin.rows or ():
+        bytes_ = 500 + len(row.status) + len(row.result) + 4 * len(row.error)
+        if parts[-1] and size + bytes_ > ROWS_BYTES_MAX:
+            parts.append([])
+            size = 0
+        parts[-1].append(row)
+        size += bytes_
+    if len(parts) == 1:
+        yield begin
+        return
+    yield replace(begin, rows=tuple(parts[0]), more=True)
+    for number, part in enumerate(parts[1:], start=2):
+        yield Rows(tuple(part), whole=False, more=number < len(parts))
 
 
 class Link:

@@ -7,14 +7,12 @@ import signal
 import socket
 import sys
 
-import structlog
+from msgspec.structs import replace
 
-from tiflow import log as logging_setup
-from tiflow.errors import Unavailable
-from tiflow.exec import link
+from tiflow.exec import MEMBER_FD_VARIABLE, link, member_log
 from tiflow.exec.keeping import CannotKeep
 from tiflow.exec.link import Link
-from tiflow.exec.procs import MEMBER_FD_VARIABLE
+from tiflow.exec.member_log import MemberLog
 from tiflow.jobs.framework.port import Envelope, Handler, Report, Request, Response, WorkerGroup
 from tiflow.jobs.framework.runtime import Outcome, run_member
 from tiflow.jobs.framework.types import find_member
@@ -26,11 +24,11 @@ class _AgentPort:
     def __init__(self, agent: Link) -> None:
         self._agent = agent
 
-    async def start_workers(self, group: WorkerGroup) -> None:
-        await self._agent.ask(link.StartWorkers(group))
+    async def start_workers(self, group: WorkerGroup, once: tuple[int, int]) -> None:
+        await self._agent.ask(link.StartWorkers(group, once))
 
-    async def stop_workers(self, group: str, start: int, stop: int, *, forget: bool) -> None:
-        await self._agent.ask(link.StopWorkers(group, start, stop, forget))
+    async def stop_workers(self, group: str, start: int, stop: int, once: tuple[int, int], *, forget: bool) -> None:
+        await self._agent.ask(link.StopWorkers(group, start, stop, forget, once))
 
     async def deliver(self, envelope: Envelope) -> None:
         await self._agent.ask(link.Deliver(envelope))
@@ -57,6 +55,7 @@ class _Process:
     def __init__(self) -> None:
         self._begun: asyncio.Future[link.Begin] = asyncio.get_running_loop().create_future()
         self._handler: Handler | None = None
+        self._has_handler = asyncio.Event()
         self._early: list[link.Note] = []  #: what was told before there was a handler
         self._over = False
 
@@ -78,16 +77,18 @@ class _Process:
 
     async def _live(self, begin: link.Begin) -> Outcome:
         about = begin.about
-        log = structlog.get_logger().bind(job=about.job_id, task=about.name or "master", attempt=about.attempt)
+        log = MemberLog(job=about.job_id, task=about.name or "master", attempt=about.attempt)
         try:
             member = find_member(about.type, about.kind, begin.entry)
         except Exception as error:
             log.exception("cannot_load", type=about.type)
             return Outcome(error=str(error), final=True)
+        member_log.configure_if_used()
         return await run_member(member, about, self._connect, begin.rows, log)
 
     def _connect(self, handler: Handler) -> _AgentPort:
         self._handler = handler
+        self._has_handler.set()
         early, self._early = self._early, []
         for note in early:
             self._heed(note)
@@ -95,7 +96,14 @@ class _Process:
 
     def _heed(self, note: link.Note) -> None:
         if isinstance(note, link.Begin):
-            self._begun.set_result(note)
+            self._begin = note
+            if not note.more:
+                self._begun.set_result(note)
+        elif isinstance(note, link.Rows) and not self._begun.done():
+            rows = (*(self._begin.rows or ()), *note.rows)
+            self._begin = replace(self._begin, rows=rows, more=note.more)
+            if not note.more:
+                self._begun.set_result(self._begin)
         elif self._handler is None:
             self._early.append(note)
         elif isinstance(note, link.Rows):
@@ -104,8 +112,8 @@ class _Process:
             self._handler.on_stop(note.reason)
 
     async def _answer(self, what: link.Question) -> link.Answer:
-        if self._handler is None:
-            raise Unavailable("it has not begun yet")
+        await self._has_handler.wait()  # who asks waits less than if it had to ask again
+        assert self._handler is not None
         if isinstance(what, link.Deliver):
             await self._handler.on_envelope(what.envelope)
             return None
@@ -138,7 +146,7 @@ def main() -> None:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # its agent tells it to end. A handler and not SIG_IGN, which programs that it starts would inherit
         signal.signal(signum, lambda signum, frame: None)
-    logging_setup.configure()
+    member_log.prepare()
 
     asyncio.run(_live(sock))
     for stream in (sys.stdout, sys.stderr):

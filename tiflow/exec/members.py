@@ -37,6 +37,7 @@ from tiflow.jobs.framework.port import (
     name_of,
     place_of,
 )
+from tiflow.jobs.framework.types import settled
 from tiflow.jobs.framework.workers import workers_spec
 from tiflow.rpc import convert
 from tiflow.rpc import tiflow_pb2 as pb
@@ -104,10 +105,11 @@ class Members:
         self.masters = masters
         self.on_report: Callable[[], None] = lambda: None
         self._keeper = keeper
-        self._entries = entries
+        self._entries = settled(entries)
         self._channels = channels
         self._here: dict[Key, MemberSlot] = {}
         self._tables: dict[int, dict[str, WorkerRow]] = {}  #: by the placement of a job master: its workers
+        self._partial: set[int] = set()  #: … of which only a part has come
         self._waiting: dict[int, asyncio.Future[None]] = {}  #: … those that have not begun for want of one
         self._found: dict[Key, str] = {}  #: addresses of the executors of other members, as they were told last
         self._reports: dict[tuple[int, int], pb.Report] = {}  #: by placement and index, of those that run
@@ -139,6 +141,7 @@ class Members:
         self._reports.pop((placement, slot.run.start), None)
         self._tables.pop(placement, None)
         self._waiting.pop(placement, None)
+        self._partial.discard(placement)
 
     async def _talk(self, slot: MemberSlot) -> None:
         async def on_ask(what: link.Question) -> link.Answer:
@@ -153,7 +156,8 @@ class Members:
         opened = await Link.open(slot.sock, on_ask, on_note)
         rows = await self._rows_for(slot) if slot.is_master else None
         slot.link = opened
-        opened.tell(self._begin(slot, rows))
+        for note in link.in_frames(self._begin(slot, rows)):
+            opened.tell(note)
         if slot.stopping:
             opened.tell(link.Stop(slot.stopping))
         await opened.run()
@@ -181,7 +185,7 @@ class Members:
     async def _rows_for(self, slot: MemberSlot) -> tuple[WorkerRow, ...]:
         """All workers of a job master, as soon as the leader has told."""
         placement = slot.run.assignment.placement
-        if placement not in self._tables:
+        if placement not in self._tables or placement in self._partial:
             told = self._waiting[placement] = asyncio.get_running_loop().create_future()
             await told
         return tuple(self._tables[placement].values())
@@ -195,11 +199,20 @@ class Members:
         if members.whole:
             self._tables[placement] = rows
             if len(self._tables) > TABLES_MAX:
-                del self._tables[next(iter(self._tables))]
+                oldest = next(iter(self._tables))
+                del self._tables[oldest]
+                self._partial.discard(oldest)
         elif placement in self._tables:
             self._tables[placement] |= rows
-        if (told := self._waiting.pop(placement, None)) is not None and not told.done():
-            told.set_result(None)
+        if members.more:
+            self._partial.add(placement)
+        else:
+            self._partial.discard(placement)
+        if placement in self._waiting:
+            if not members.more:  # it begins with all of them
+                told = self._waiting.pop(placement)
+                if not told.done():
+                    told.set_result(None)
             return
         slot = next((slot for slot in self._here.values() if slot.run.assignment.placement == placement), None)
         if slot is not None and slot.link is not None:
@@ -234,12 +247,19 @@ class Members:
 
     async def _answer(self, slot: MemberSlot, what: link.Question) -> link.Answer:
         match what:
-            case link.StartWorkers(group):
-                await self._start_workers(slot, group)
-            case link.StopWorkers(group, start, stop, forget):
+            case link.StartWorkers(group, once):
+                await self._start_workers(slot, group, once)
+            case link.StopWorkers(group, start, stop, forget, (number, settled)):
                 uid, attempt = slot.run.assignment.job_uid, slot.run.assignment.attempt
                 stopping = pb.StopWorkersRequest(
-                    uid=uid, attempt=attempt, group=group, start=start, stop=stop, forget=forget
+                    uid=uid,
+                    attempt=attempt,
+                    group=group,
+                    start=start,
+                    stop=stop,
+                    forget=forget,
+                    number=number,
+                    settled=settled,
                 )
                 await self.masters.call("StopWorkers", stopping, write=True)
             case link.Get(key):
@@ -260,12 +280,12 @@ class Members:
                 return await self._call(slot, to, request)
         return None
 
-    async def _start_workers(self, slot: MemberSlot, group: WorkerGroup) -> None:
+    async def _start_workers(self, slot: MemberSlot, group: WorkerGroup, once: tuple[int, int]) -> None:
         uid, attempt = slot.run.assignment.job_uid, slot.run.assignment.attempt
         message = convert.group_to_proto(workers_spec(slot.work, group))
-        await self.masters.call(
-            "StartWorkers", pb.StartWorkersRequest(uid=uid, attempt=attempt, group=message), write=True
-        )
+        number, settled = once
+        starting = pb.StartWorkersRequest(uid=uid, attempt=attempt, group=message, number=number, settled=settled)
+        await self.masters.call("StartWorkers", starting, write=True)
 
     async def _keys(self, slot: MemberSlot, prefix: str) -> list[str]:
         keys: list[str] = []

@@ -16,7 +16,6 @@ PR_SET_CHILD_SUBREAPER = 36
 TFD_TIMER_ABSTIME = 1
 
 TOKEN_VARIABLE = "TIFLOW_TOKEN"  #: of the environment: tells which child a process descends from
-MEMBER_FD_VARIABLE = "TIFLOW_MEMBER_FD"  #: … and which descriptor is a member's socket to the agent
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

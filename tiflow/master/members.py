@@ -28,6 +28,7 @@ from tiflow.sched.state import State
 from tiflow.sched.workers import WorkerTask, members
 
 TELL_EVERY_S = 0.02  #: a job master is told at most so often
+PART_BYTES_MAX = 4 << 20  #: of the rows that it is told in one message
 REPORTS_MAX = 100_000  #: of all members; the oldest go first
 
 Key = tuple[int, str, int]  #: job uid, group, index
@@ -178,8 +179,14 @@ class MemberDesk:
         before = told.rows if told is not None and not whole else {}
         changed = [row for name, row in rows.items() if before.get(name) != encoded[name]]
         self._told[job.uid] = _Told(session, master.id, encoded, seen)
-        if whole or changed:
-            message = pb.Members(job_uid=job.uid, whole=whole, members=changed, placement=master.id, term=self._term)
+        if not (whole or changed):
+            return
+        parts = list(_parts(changed))
+        for number, part in enumerate(parts, start=1):
+            first, more = whole and number == 1, whole and number < len(parts)
+            message = pb.Members(
+                job_uid=job.uid, whole=first, members=part, placement=master.id, term=self._term, more=more
+            )
             session.send(pb.LeaderMessage(members=message))
 
     def _rows(self, state: State, job: Job) -> Iterator[pb.Member]:
@@ -200,6 +207,20 @@ class MemberDesk:
                 status=known.status,
                 result=member.result,
             )
+
+
+def _parts(rows: Iterable[pb.Member]) -> Iterator[list[pb.Member]]:
+    """One at least."""
+    part: list[pb.Member] = []
+    size = 0
+    for row in rows:
+        bytes_ = row.ByteSize()
+        if part and size + bytes_ > PART_BYTES_MAX:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += bytes_
+    yield part
 
 
 def _last_end(member: WorkerTask, known: _Known) -> str:

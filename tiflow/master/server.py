@@ -221,7 +221,8 @@ class ApiServer(rpc.TiflowServicer):  # type: ignore[misc]
         async def start() -> Message:
             group = convert.group_from_proto(request.group, "group", self._retry)
             check_group(group, "group")
-            await self._service.start_workers(request.uid, request.attempt, group)
+            once = (request.number, request.settled)
+            await self._service.start_workers(request.uid, request.attempt, group, once)
             return pb.StartWorkersReply()
 
         return await self._answer("StartWorkers", start, request, context)
@@ -229,7 +230,8 @@ class ApiServer(rpc.TiflowServicer):  # type: ignore[misc]
     async def StopWorkers(self, request: pb.StopWorkersRequest, context: Any) -> Message:
         async def stop() -> Message:
             tasks = (request.group, request.start, request.stop)
-            await self._service.stop_workers(request.uid, request.attempt, *tasks, request.forget)
+            once = (request.number, request.settled)
+            await self._service.stop_workers(request.uid, request.attempt, *tasks, request.forget, once)
             return pb.StopWorkersReply()
 
         return await self._answer("StopWorkers", stop, request, context)

@@ -32,6 +32,7 @@ from tiflow.rpc import convert
 from tiflow.rpc import tiflow_pb2 as pb
 from tiflow.sched.commands import (
     AddGroup,
+    AskOnce,
     CancelJob,
     CancelTasks,
     CloseGroups,
@@ -262,21 +263,31 @@ class Service(Questions):
 
     # ---- job masters
 
-    async def start_workers(self, uid: int, attempt: int, group: GroupSpec) -> None:
+    async def start_workers(self, uid: int, attempt: int, group: GroupSpec, once: tuple[int, int] = (0, 0)) -> None:
+        """`once`: number of the request, and those below which are settled, as of `AskOnce`."""
         leader = self.leader
         job = self.state.job_of(uid)
         if job is None or not job.spec.framework:
             raise NotFound(f"there is no job with uid {uid} and a job master")
         check_workers(job, group)
-        await self._proposer.propose(StartWorkers(uid, attempt, group))
+        await self._proposer.propose(self._once(StartWorkers(uid, attempt, group), once))
         leader.wake()
 
-    async def stop_workers(self, uid: int, attempt: int, group: str, start: int, stop: int, forget: bool) -> None:
+    async def stop_workers(
+        self, uid: int, attempt: int, group: str, start: int, stop: int, forget: bool, once: tuple[int, int] = (0, 0)
+    ) -> None:
         leader = self.leader
-        gone = await self._proposer.propose(StopWorkers(uid, attempt, group, start, stop, forget))
+        command = StopWorkers(uid, attempt, group, start, stop, forget)
+        gone = await self._proposer.propose(self._once(command, once))
         leader.revoke_withdrawn(uid, group)
         if gone and forget:
             leader.groups_dropped(uid, [group])
+
+    def _once(
+        self, command: StartWorkers | StopWorkers, once: tuple[int, int]
+    ) -> StartWorkers | StopWorkers | AskOnce:
+        """An older executor counts nothing, and an older master could not read it."""
+        return AskOnce(*once, command) if once[0] and self.state.format >= AskOnce.since else command
 
     def samples(self) -> Iterable[tuple[str, str, pb.Sample]]:
         """What members measure: (job id, name of the member, metric). Nothing on a follower."""

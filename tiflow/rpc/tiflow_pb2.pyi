@@ -454,34 +454,42 @@ class PoolReply(_message.Message):
     def __init__(self, state: _Optional[str] = ..., error: _Optional[str] = ..., kept: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StartWorkersRequest(_message.Message):
-    __slots__ = ("uid", "attempt", "group")
+    __slots__ = ("uid", "attempt", "group", "number", "settled")
     UID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
     uid: int
     attempt: int
     group: GroupSpec
-    def __init__(self, uid: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[_Union[GroupSpec, _Mapping]] = ...) -> None: ...
+    number: int
+    settled: int
+    def __init__(self, uid: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[_Union[GroupSpec, _Mapping]] = ..., number: _Optional[int] = ..., settled: _Optional[int] = ...) -> None: ...
 
 class StartWorkersReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class StopWorkersRequest(_message.Message):
-    __slots__ = ("uid", "attempt", "group", "start", "stop", "forget")
+    __slots__ = ("uid", "attempt", "group", "start", "stop", "forget", "number", "settled")
     UID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     FORGET_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
     uid: int
     attempt: int
     group: str
     start: int
     stop: int
     forget: bool
-    def __init__(self, uid: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., forget: _Optional[bool] = ...) -> None: ...
+    number: int
+    settled: int
+    def __init__(self, uid: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., forget: _Optional[bool] = ..., number: _Optional[int] = ..., settled: _Optional[int] = ...) -> None: ...
 
 class StopWorkersReply(_message.Message):
     __slots__ = ()
@@ -1293,18 +1301,20 @@ class LeaderMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., assignments: _Optional[_Union[Assignments, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., events_ack: _Optional[_Union[EventsAck, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., expired: _Optional[_Union[Expired, _Mapping]] = ..., redirect: _Optional[_Union[Redirect, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., deleted: _Optional[_Union[Deleted, _Mapping]] = ..., members: _Optional[_Union[Members, _Mapping]] = ...) -> None: ...
 
 class Members(_message.Message):
-    __slots__ = ("job_uid", "whole", "members", "placement", "term")
+    __slots__ = ("job_uid", "whole", "members", "placement", "term", "more")
     JOB_UID_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     job_uid: int
     whole: bool
     members: _containers.RepeatedCompositeFieldContainer[Member]
     placement: int
     term: int
-    def __init__(self, job_uid: _Optional[int] = ..., whole: _Optional[bool] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., placement: _Optional[int] = ..., term: _Optional[int] = ...) -> None: ...
+    more: bool
+    def __init__(self, job_uid: _Optional[int] = ..., whole: _Optional[bool] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., placement: _Optional[int] = ..., term: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("name", "kind", "state", "attempt", "failures", "losses", "executor", "address", "error", "status", "result", "last_end")

@@ -344,6 +344,16 @@ class StopWorkers(Record, frozen=True, tag=28):
     forget: bool = False
 
 
+class AskOnce(Record, frozen=True, tag=29):
+    """What a job master asks, told from a late duplicate of it, which does nothing: names of workers that were
+    forgotten are free, so that it could start them again, or stop others of that name. Idempotent by `number`."""
+
+    since: ClassVar[int] = 4
+    number: int  #: from 1 on in an attempt of the job master; one that is asked again keeps it
+    settled: int  #: of this attempt, all requests below that number were answered, or given up
+    command: StartWorkers | StopWorkers
+
+
 AnyCommand: TypeAlias = (
     SubmitJob
     | CancelJob
@@ -373,6 +383,7 @@ AnyCommand: TypeAlias = (
     | RestoreJob
     | StartWorkers
     | StopWorkers
+    | AskOnce
 )
 
 

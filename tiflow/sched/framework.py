@@ -8,7 +8,7 @@ finds them as they are.
 from msgspec.structs import replace
 
 from tiflow.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from tiflow.sched.commands import StartWorkers, StopWorkers
+from tiflow.sched.commands import AskOnce, StartWorkers, StopWorkers
 from tiflow.sched.draft import Draft
 from tiflow.sched.jobs import close_job
 from tiflow.sched.model import MASTER_GROUP, TYPE_LABEL, Framework, GroupSpec, Job, Selector, job_state
@@ -64,6 +64,20 @@ def stop_workers(draft: Draft, command: StopWorkers) -> bool:
         if dropped is not job:
             draft.jobs[job.id] = dropped
     return key not in draft.state.groups or key in draft.dropped
+
+
+def ask_once(draft: Draft, command: AskOnce) -> Job | bool | None:
+    """Returns: what the command that is asked does; None if it comes too late."""
+    asked = command.command
+    job = _check_in_charge(draft.state, asked.uid, asked.attempt)
+    settled = job.settled if job.asked_attempt == asked.attempt else 0
+    if command.number < settled:
+        return None
+    answer = start_workers(draft, asked) if isinstance(asked, StartWorkers) else stop_workers(draft, asked)
+    if (changed := draft.jobs.get(job.id)) is not None:  # a group has come or gone: only then it matters
+        settled = max(settled, command.settled)
+        draft.jobs[job.id] = replace(changed, asked_attempt=asked.attempt, settled=settled)
+    return answer
 
 
 def follow_master(draft: Draft, job: Job) -> Job:

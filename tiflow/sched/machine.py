@@ -18,6 +18,7 @@ from tiflow.sched.commands import (
     FORMAT,
     AddGroup,
     AnyCommand,
+    AskOnce,
     CancelJob,
     CancelTasks,
     CloseGroups,
@@ -50,7 +51,7 @@ from tiflow.sched.commands import (
 )
 from tiflow.sched.draft import Draft
 from tiflow.sched.executors import drain_executor, expire_executor, register_executor, undrain_executor
-from tiflow.sched.framework import start_workers, stop_workers
+from tiflow.sched.framework import ask_once, start_workers, stop_workers
 from tiflow.sched.history import HISTORY_FORMAT, note
 from tiflow.sched.jobs import (
     cancel_job,
@@ -87,7 +88,7 @@ class Reply(Struct, frozen=True):
     were lost; ExpireJob: why the job fails, empty if it does not; FireSchedule: the Job, or None; PutSchedule,
     PauseSchedule: the Schedule; SetProject: the Project; AddGroup: the Job; CloseGroups: whether the job fails;
     CancelTasks: the ranges of tasks that were canceled; PruneJobs: how many jobs left; StartWorkers: the Job;
-    StopWorkers: whether the group is gone; others: None.
+    StopWorkers: whether the group is gone; AskOnce: as what it asks, or None if it comes too late; others: None.
     """
 
     revision: int  #: of the command
@@ -221,4 +222,5 @@ HANDLERS: dict[type, Handler] = {
     RestoreJob: restore_job,
     StartWorkers: start_workers,
     StopWorkers: stop_workers,
+    AskOnce: ask_once,
 }

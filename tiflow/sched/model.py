@@ -300,6 +300,8 @@ class Job(Record, frozen=True):
     dropped_failed: int = 0  #: those of them that failed for good
     dropped_canceled: int = 0  #: those of them that were canceled
     done: bool = False  #: its job master has succeeded (of a framework job): workers that are still out are to end
+    asked_attempt: int = 0  #: the attempt of its job master that `settled` is of
+    settled: int = 0  #: requests of the job master below that number were answered: such a one is a late duplicate
 
     @property
     def takes_groups(self) -> bool:

@@ -122,8 +122,10 @@ def _value(_key: Any, value: Any) -> _Row:
 
 
 def _pack_job(_key: str, value: Job) -> _Row:
-    """Without the last field while it says nothing: masters of an older format read it, too."""
-    return value if value.done else astuple(value)[:-1]
+    """Without the last fields while they say nothing: masters of an older format read it, too."""
+    if value.asked_attempt:
+        return value
+    return astuple(value)[:-2] if value.done else astuple(value)[:-3]
 
 
 def _pack_events(_key: int, value: JobEvents) -> _Row:

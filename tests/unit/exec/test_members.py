@@ -1,10 +1,12 @@
 """What an executor tells the leader of the members that run on it."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
 from tiflow.exec.members import Members, MemberSlot
 from tiflow.jobs.framework.port import Report
+from tiflow.rpc import tiflow_pb2 as pb
 
 
 def member(placement: int, index: int) -> MemberSlot:
@@ -19,6 +21,21 @@ def told(members: Members) -> dict[tuple[int, int], bytes]:
 
 def nothing() -> Any:
     return None
+
+
+async def test_a_job_master_begins_when_all_parts_of_what_is_told_of_its_workers_have_come():
+    members, master = Members(nothing(), {}, nothing(), nothing()), member(3, 0)
+    rows = [pb.Member(name=f"w/{index}", state="running") for index in range(3)]
+    members.take_rows(pb.Members(placement=3, whole=True, more=True, members=rows[:1]))
+    waiting = asyncio.create_task(members._rows_for(master))
+    members.take_rows(pb.Members(placement=3, more=True, members=rows[1:2]))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+
+    members.take_rows(pb.Members(placement=3, members=rows[2:]))
+
+    assert [row.name for row in await waiting] == ["w/0", "w/1", "w/2"]
+    assert len(await members._rows_for(master)) == 3, "one that begins later"
 
 
 def test_the_reports_of_workers_that_were_placed_together_are_kept_apart():

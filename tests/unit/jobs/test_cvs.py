@@ -2,17 +2,20 @@
 
 import itertools
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiflow import testing
 from tiflow.jobs.cvs import Cvs, copying, tree
 from tiflow.jobs.cvs import job as job_module
-from tiflow.jobs.cvs.ends import LocalSource, LocalTarget
+from tiflow.jobs.cvs.ends import FsspecSource, LocalSource, LocalTarget
 from tiflow.jobs.cvs.tree import Entry, Unlisted, local_lister, shards, walk
 from tiflow.jobs.framework.port import MESSAGE_BYTES_MAX
 
@@ -274,6 +277,40 @@ def test_a_file_that_changes_while_it_is_copied_is_copied_as_it_is_then(tmp_path
     assert (tmp_path / "to" / "f").read_bytes() == b"after that"
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile", "always"])
+def test_a_file_that_changes_at_an_fsspec_source_though_its_size_does_not(when: str, tmp_path: Path):
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/changes/f", b"old")
+    source, target = FsspecSource(fs, "/changes"), LocalTarget(str(tmp_path), "job")
+    (entry,) = (one for one in walk(source.lister) if isinstance(one, Entry))
+    open_, opened, later = fs.open, itertools.count(), itertools.count(1)
+
+    def change() -> None:
+        fs.store["/changes/f"] = MemoryFile(fs, "/changes/f", b"new")
+        fs.store["/changes/f"].created += timedelta(seconds=2 * next(later))
+
+    def open_and_change(*args: Any) -> Any:
+        file = open_(*args)
+        if (when, next(opened)) == ("meanwhile", 0) or when == "always":
+            change()
+        return file
+
+    fs.open = open_and_change
+    if when == "before":
+        change()
+    try:
+        done = copying.copy_shard(tree.Shard(0, (entry,)), source, target, compare=True, verify=True)
+    finally:
+        del fs.open
+        fs.rm("/changes", recursive=True)
+
+    if when == "always":
+        assert (done.files, done.errors) == (0, [("f", "f changed while it was copied")])
+    else:
+        assert (done.files, done.errors) == (1, [])
+        assert (tmp_path / "f").read_bytes() == b"new"
+
+
 def test_what_reads_back_as_something_else_is_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source, target = LocalSource(str(tmp_path)), LocalTarget(str(tmp_path / "to"), "job")
     (tmp_path / "f").write_bytes(b"contents")
@@ -324,11 +361,19 @@ def test_a_source_that_is_not_there_and_a_directory_that_cannot_be_listed(tmp_pa
         ({"source": "/s", "target": "/t", "existing": "maybe"}, 'existing = "maybe"'),
         ({"source": "/s", "target": "/t", "on-error": "cry"}, 'on-error = "cry"'),
         ({"source": "/s", "target": "/t", "source-selectors": ["="]}, "selectors"),
+        ({"source": "/s/", "target": "file:///s/x/../to"}, 'target = "file:///s/x/../to": lies in the source'),
+        ({"source": "/", "target": "/t"}, "lies in the source"),
+        ({"source": "/s", "target": "/s"}, "lies in the source"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused_by_name(config: dict[str, Any], text: str):
     with pytest.raises(ValueError, match=text):
         Cvs.check(config)
+
+
+def test_the_target_may_have_the_path_of_a_source_that_is_elsewhere():
+    Cvs.check({"source": "/s", "target": "/s", "source-selectors": ["zone=eu"]})
+    Cvs.check({"source": "/s", "target": "/s-2"})
 
 
 def test_deep_trees_take_no_recursion():

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from msgspec import json
 
 from tiflow import testing
-from tiflow.errors import NotFound, Unavailable
-from tiflow.jobs.framework import Final, JobMaster, Request, Worker, WorkerView
+from tiflow.errors import NotFound, OutcomeUnknown, Unavailable
+from tiflow.jobs.framework import Final, JobMaster, Request, Worker, WorkerView, runtime
 from tiflow.jobs.framework.mailbox import QUEUE_MESSAGES_MAX
 
 
@@ -216,6 +216,89 @@ def test_who_sends_faster_than_the_other_can_hear_waits():
             await asyncio.sleep(0.005)
             assert sent <= job.status["sent"] <= QUEUE_MESSAGES_MAX + 64 * 2, "not more than a few envelopes ahead"
             assert await job.result() == list(range(3 * QUEUE_MESSAGES_MAX))
+
+    testing.run(scenario())
+
+
+def test_workers_are_not_forgotten_while_the_request_for_them_has_no_answer(monkeypatch: pytest.MonkeyPatch):
+    """It is asked again, and would start them once more. They are told of before that answer comes."""
+    asked: list[tuple[str, tuple[int, int]]] = []
+    start, stop = testing._Process.start_workers, testing._Process.stop_workers
+
+    async def slow_start(self: Any, group: Any, once: tuple[int, int]) -> None:
+        asked.append((f"start {group.name}", once))
+        await start(self, group, once)
+        if len(asked) < 2:
+            raise OutcomeUnknown("the answer was lost")
+
+    async def told_stop(self: Any, group: str, *args: Any, **options: Any) -> None:
+        asked.append((f"forget {group}", args[-1]))
+        await stop(self, group, *args, **options)
+
+    monkeypatch.setattr(testing._Process, "start_workers", slow_start)
+    monkeypatch.setattr(testing._Process, "stop_workers", told_stop)
+    monkeypatch.setattr(runtime, "BACKOFF_S_MIN", 5.0)
+
+    class Short(Worker):
+        async def run(self) -> None: ...
+
+    class Forgets(JobMaster):
+        worker = Short
+
+        async def on_start(self) -> None:
+            self.gone = asyncio.Event()
+
+        async def run(self) -> list[str]:
+            await self.start_worker("w", {})
+            await self.gone.wait()
+            await asyncio.gather(self.start_worker("a", {}), self.start_worker("b", {}))
+            return sorted(self.workers)
+
+        async def on_finished(self, worker: WorkerView) -> None:
+            if worker.name == "w":
+                await self.forget_workers("w")
+                self.gone.set()
+
+    async def scenario() -> None:
+        async with testing.Job(Forgets, {}) as job:
+            assert await job.result() == ["a", "b"]
+
+    testing.run(scenario())
+    assert asked == [
+        ("start w", (1, 1)),
+        ("start w", (1, 1)),
+        ("forget w", (2, 2)),
+        ("start a", (3, 3)),
+        ("start b", (4, 3)),
+    ]
+
+
+def test_what_was_sent_ahead_comes_as_soon_as_the_worker_runs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(testing, "START_S", 7.0)
+
+    class Hears(Worker):
+        async def on_message(self, sender: str, message: Any) -> None:
+            self.waited.set_result(asyncio.get_running_loop().time() - self.began_s)
+
+        async def on_start(self) -> None:
+            self.began_s = asyncio.get_running_loop().time()
+            self.waited: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+        async def run(self) -> float:
+            return await self.waited
+
+    class Tells(JobMaster):
+        worker = Hears
+
+        async def run(self) -> Any:
+            await self.start_worker("w", {})
+            await self.send("w", "go")
+            await self.workers_ended()
+            return self.workers["w"].result
+
+    async def scenario() -> None:
+        async with testing.Job(Tells, {}) as job:
+            assert await job.result() < 0.01
 
     testing.run(scenario())
 

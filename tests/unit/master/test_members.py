@@ -125,6 +125,21 @@ def test_a_new_session_is_told_everything(desk: Desk):
     assert set(rows) == {"w/0", "w/1"}
 
 
+def test_what_is_too_much_for_one_message_comes_in_parts(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """An executor that is sent more than a message may have loses its session, and is sent the same again."""
+    monkeypatch.setattr("tiflow.master.members.PART_BYTES_MAX", 1_000)
+    desk.report(0, {"n": "x" * 800})
+    desk.report(1, {"n": "y" * 800})
+
+    desk.desk._tell()
+
+    first, last = [message.members for message in desk.session._outbox]
+    assert [(part.whole, part.more, [row.name for row in part.members]) for part in (first, last)] == [
+        (True, True, ["w/0"]),
+        (False, False, ["w/1"]),
+    ]
+
+
 def test_what_was_forgotten_is_not_there_any_more(desk: Desk):
     desk.start("other")
     desk.told()

@@ -13,6 +13,7 @@ from tiflow.errors import AlreadyExists, FailedPrecondition, NotFound, Rejected,
 from tiflow.sched.commands import (
     AddGroup,
     AnyCommand,
+    AskOnce,
     CancelJob,
     CancelTasks,
     CloseGroups,
@@ -89,6 +90,8 @@ class Dumb:
 
     def _hear(self, now_ms: int, command: AnyCommand, reply: Reply) -> None:
         match command:
+            case AskOnce():
+                self._ask_once(now_ms, command, reply)
             case StartWorkers():
                 self._start_workers(command, reply)
             case StopWorkers():
@@ -270,6 +273,22 @@ class Dumb:
             return False
         (master,) = job.tasks["master"]
         return bool(master.placement) and master.attempt == attempt
+
+    def _ask_once(self, now_ms: int, command: AskOnce, reply: Reply) -> None:
+        asked = command.command
+        if not self.in_charge(asked.uid, asked.attempt):
+            assert isinstance(reply.error, FailedPrecondition | NotFound)
+            return
+        job = self.jobs[asked.uid]
+        settled = job.settled.get(asked.attempt, 0)
+        if command.number < settled:
+            assert reply.error is None
+            assert reply.value is None
+            return
+        before = set(job.tasks)
+        self._hear(now_ms, asked, reply)
+        if set(job.tasks) != before:
+            job.settled[asked.attempt] = max(settled, command.settled)
 
     def _start_workers(self, command: StartWorkers, reply: Reply) -> None:
         if not self.in_charge(command.uid, command.attempt) or self.jobs[command.uid].closed:

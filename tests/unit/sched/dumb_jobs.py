@@ -80,6 +80,7 @@ class DumbJob:
     dropped: int = 0
     dropped_failed: int = 0
     done: bool = False  #: its job master has succeeded
+    settled: dict[int, int] = field(default_factory=dict)  #: by attempt of its job master
 
     @property
     def framework(self) -> bool:

@@ -25,6 +25,7 @@ from tiflow.errors import NotFound
 from tiflow.sched.commands import (
     FORMAT,
     AddGroup,
+    AskOnce,
     CancelJob,
     CancelTasks,
     CloseGroups,
@@ -70,6 +71,10 @@ from tiflow.sched.views import job_state
 
 
 class Rules(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[AskOnce] = []
+
     # Executors.
 
     @initialize(specs=graphs(), extra=st.integers(0, 6), limits=st.just({}) | limits, framework=st.booleans())
@@ -406,7 +411,7 @@ class Rules(Base):
         """Twice, as one does that heard no answer; also in the name of an attempt that was, or will be."""
         master = pick(data, self.masters)
         attempt = master.attempt + data.draw(st.sampled_from([0, 0, 0, 0, -1, 1]))
-        command = StartWorkers(master.uid, attempt, workers(name, count, retry=retry))
+        command = self.once(data, StartWorkers(master.uid, attempt, workers(name, count, retry=retry)))
         self.ask(command)
         before = self.machine.state.groups.get((master.uid, name))
         self.ask(command)
@@ -418,9 +423,24 @@ class Rules(Base):
         master = pick(data, self.masters)
         attempt = master.attempt + data.draw(st.sampled_from([0, 0, 0, 0, -1, 1]))
         start = data.draw(st.integers(0, 2))
-        command = StopWorkers(master.uid, attempt, name, start, data.draw(st.integers(start, 3)), forget)
+        stop = StopWorkers(master.uid, attempt, name, start, data.draw(st.integers(start, 3)), forget)
+        command = self.once(data, stop)
         gone = self.ask(command)
         assert self.ask(command) is gone
+
+    def once(self, data: st.DataObject, command: StartWorkers | StopWorkers) -> AskOnce | StartWorkers | StopWorkers:
+        """As masters of the newest format ask, or as older ones."""
+        if not data.draw(st.booleans()):
+            return command
+        number = 1 + len(self.asked)
+        self.asked.append(AskOnce(number, data.draw(st.sampled_from([number, 1])), command))
+        return self.asked[-1]
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.asked)
+    def ask_once_more(self, data: st.DataObject) -> None:
+        """Late, or of an attempt that is over."""
+        self.ask(pick(data, self.asked))
 
     @rule(data=st.data(), attempt=st.integers(1, 3))
     @precondition(lambda self: self.jobs)

@@ -584,4 +584,4 @@ def test_a_snapshot_without_framework_jobs_can_be_read_by_masters_of_an_older_fo
     size = int.from_bytes(frames[:4], "big")
     _, rows = msgpack.decode(frames[4 + size + 4 :][: int.from_bytes(frames[4 + size :][:4], "big")])
 
-    assert len(rows[0]) == len(Job.__struct_fields__) - 1
+    assert len(rows[0]) == len(Job.__struct_fields__) - 3

@@ -1,5 +1,6 @@
 """What may stand in [config] of a `cvs` job."""
 
+import os
 from typing import Annotated, Any
 
 import msgspec
@@ -7,7 +8,6 @@ from msgspec import Meta, Struct
 
 from tiflow.errors import InvalidArgument
 from tiflow.jobs.shared import check_url
-from tiflow.jobs.spec import parse_where
 from tiflow.toml import check_keys
 
 
@@ -31,15 +31,28 @@ class CvsConfig(Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknow
             for key, url in (("source", settings.source), ("target", settings.target)):
                 if not local_path(url):
                     check_url(url, key)
-            parse_where(settings.source_selectors, {}, None)
-            parse_where(settings.target_selectors, {}, None)
+            if settings.source_selectors or settings.target_selectors:
+                from tiflow.jobs.spec import parse_where  # with it comes the scheduler, which takes a while
+
+                parse_where(settings.source_selectors, {}, None)
+                parse_where(settings.target_selectors, {}, None)
         except (InvalidArgument, msgspec.ValidationError) as error:
             raise ValueError(str(error)) from None
         if settings.existing not in ("compare", "overwrite"):
             raise ValueError(f'existing = "{settings.existing[:40]}": must be compare or overwrite')
         if settings.on_error not in ("fail", "skip"):
             raise ValueError(f'on-error = "{settings.on_error[:40]}": must be fail or skip')
+        if not settings.source_selectors and _lies_in(settings.target, settings.source):
+            raise ValueError(f'target = "{settings.target[:300]}": lies in the source; name a directory beside it')
         return settings
+
+
+def _lies_in(target: str, source: str) -> bool:
+    """Then the copy would be copied, too."""
+    if not (local_path(target) and local_path(source)):
+        return False
+    inner, outer = (os.path.normpath("/" + local_path(url).lstrip("/")) for url in (target, source))
+    return os.path.commonpath((inner, outer)) == outer
 
 
 def local_path(url: str) -> str:

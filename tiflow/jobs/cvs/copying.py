@@ -4,7 +4,7 @@ import os
 
 from msgspec import Struct
 
-from tiflow.jobs.cvs.ends import Changed, Gone, LocalSource, Source, Target
+from tiflow.jobs.cvs.ends import Changed, FsspecSource, Gone, LocalSource, Source, Target
 from tiflow.jobs.cvs.tree import DIRECTORY, FILE, Entry, Shard
 
 CHANGES_MAX = 3  #: times that a file may change while it is copied before it is given up
@@ -64,7 +64,7 @@ def _copy_file(entry: Entry, source: Source, target: Target, *, verify: bool) ->
         try:
             return target.put(entry, source.read(entry), verify=verify)
         except Changed:
-            if not isinstance(source, LocalSource):
+            if not isinstance(source, LocalSource | FsspecSource):
                 raise
             entry = source.look(entry)
     return target.put(entry, source.read(entry), verify=verify)

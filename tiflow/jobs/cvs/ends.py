@@ -16,8 +16,8 @@ from typing import Any, Protocol, TypeAlias
 from tiflow.jobs.cvs.config import local_path
 from tiflow.jobs.cvs.tree import Entry, Lister, fsspec_lister, local_lister, mtime_ns_of
 
-CHUNK_BYTES = 1 << 20  #: at once; what is in the processor's cache is hashed and written fast
-
+CHUNK_BYTES = 256 << 10  #: at once: it and what is read back of it fit into the cache of a core
+VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "ino")  #: of what fsspec tells of a file
 
 Piece: TypeAlias = bytes | memoryview
 
@@ -32,8 +32,8 @@ class Gone(OSError):
 
 class Source(Protocol):
     def read(self, entry: Entry, offset: int = 0, length: int = -1) -> Iterator[Piece]:
-        """A file, or a range of it, in pieces, each of which is good until the next. Raises OSError; Changed at the
-        end if it changed meanwhile."""
+        """A file, or a range of it, in pieces, each of which is good until the next. Raises OSError; Changed if it
+        is not what was listed, or, at the end, if it changed meanwhile."""
 
 
 class Target(Protocol):
@@ -109,8 +109,12 @@ class FsspecSource:
         return fsspec_lister(self._fs, self._root)
 
     def read(self, entry: Entry, offset: int = 0, length: int = -1) -> Iterator[Piece]:
-        path = self._root if self._is_file else f"{self._root}/{entry.path.decode()}"
+        path = self._path(entry)
         left = entry.size - offset if length < 0 else length
+        before = size, mtime_ns, _ = self._version(path)
+        # lists of a backend may be finer or coarser than what it tells of one file
+        if size != entry.size or (entry.mtime_ns and abs(mtime_ns - entry.mtime_ns) >= 1_000_000_000):
+            raise Changed(f"{_shown(entry)} changed after it was listed")
         with self._fs.open(path, "rb") as file:
             if offset:
                 file.seek(offset)
@@ -120,6 +124,23 @@ class FsspecSource:
                     raise Changed(f"{_shown(entry)} became shorter")
                 left -= len(data)
                 yield data
+        if self._version(path) != before:
+            raise Changed(f"{_shown(entry)} changed while it was copied")
+
+    def look(self, entry: Entry) -> Entry:
+        """As it is now."""
+        size, mtime_ns, _ = self._version(self._path(entry))
+        return Entry(entry.path, entry.kind, size, mtime_ns, entry.mode)
+
+    def _path(self, entry: Entry) -> str:
+        return self._root if self._is_file else f"{self._root}/{entry.path.decode()}"
+
+    def _version(self, path: str) -> tuple[int, int, str]:
+        """Size, time and tag as they are now, as far as the backend tells them."""
+        self._fs.invalidate_cache(self._fs._parent(path))  # else it tells what it has told before
+        info = self._fs.info(path)
+        tag = next((str(info[key]) for key in VERSION_KEYS if info.get(key)), "")
+        return int(info.get("size") or 0), mtime_ns_of(info), tag
 
 
 class Fetched:

@@ -161,10 +161,12 @@ class Port(Protocol):
     all of it is idempotent), FailedPrecondition (a later attempt is in charge: this one is to end), InvalidArgument
     or ResourceExhausted (the user's to mend)."""
 
-    async def start_workers(self, group: WorkerGroup) -> None:
-        """Idempotent by `group.name`; another group under the name of one that exists is refused."""
+    async def start_workers(self, group: WorkerGroup, once: tuple[int, int]) -> None:
+        """Idempotent by `group.name`; another group under the name of one that exists is refused. `once`: the number
+        of the request, and the one below which all of this attempt are settled: late duplicates of those do
+        nothing."""
 
-    async def stop_workers(self, group: str, start: int, stop: int, *, forget: bool) -> None:
+    async def stop_workers(self, group: str, start: int, stop: int, once: tuple[int, int], *, forget: bool) -> None:
         """Workers [start, stop) of a group are canceled; with `forget`, a group all of whose workers have ended is
         dropped, and its name is free."""
 

@@ -8,8 +8,9 @@ attempt is in charge.
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from msgspec import Struct, msgpack
 
@@ -107,7 +108,11 @@ class Runtime:
         self._inbox = Inbox(self._hear)
         self._outboxes: dict[str, Outbox] = {}
         self._carrying: dict[str, asyncio.Task[None]] = {}
+        self._came: dict[str, asyncio.Event] = {}  #: by receiver that is away: it runs now
         self._putting: dict[str, asyncio.Task[None]] = {}  #: by key: its newest checkpoint that is not yet durable
+        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  #: by group
+        self._asked = 0  #: requests about groups
+        self._unsettled: set[int] = set()  #: numbers of those that were neither answered nor given up
         self._status = b""
         self._reporting: asyncio.TimerHandle | None = None
         self._reported_at = float("-inf")
@@ -264,10 +269,12 @@ class Runtime:
         if not self._over.done():
             self._over.set_result(outcome)
 
-    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask until there is an answer. That a later attempt is in charge ends this one, here."""
-        pause_s = BACKOFF_S_MIN
+    async def _patiently(self, ask: Callable[[], Awaitable[T]], again: asyncio.Event | None = None) -> T:
+        """Ask until there is an answer. That a later attempt is in charge ends this one, here. `again`: set when it
+        is worth asking at once."""
+        pause_s, again = BACKOFF_S_MIN, again or asyncio.Event()
         while True:
+            again.clear()
             try:
                 return await ask()
             except (Unavailable, OutcomeUnknown) as error:
@@ -276,7 +283,9 @@ class Runtime:
                 self._log.warning("not_in_charge", reason=str(error))
                 self._end(Outcome(error=cut(str(error))))
                 await asyncio.get_running_loop().create_future()  # until canceled
-            await asyncio.sleep(pause_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await again.wait()
             pause_s = min(BACKOFF_S_MAX, pause_s * 2)
 
     # ---- what the member asks
@@ -358,7 +367,11 @@ class Runtime:
         await self._returns(outbox.run())
 
     async def _deliver(self, envelope: Envelope) -> None:
-        await self._patiently(lambda: self._port.deliver(envelope))
+        came = self._came.setdefault(envelope.to, asyncio.Event())
+        try:
+            await self._patiently(lambda: self._port.deliver(envelope), came)
+        finally:
+            self._came.pop(envelope.to, None)
 
     async def flush(self) -> None:
         for outbox in list(self._outboxes.values()):
@@ -387,7 +400,8 @@ class Runtime:
         names = [name_of(name, index, len(configs)) for index in range(len(configs))]
         self._team.expect(names)
         try:
-            await self._patiently(lambda: self._port.start_workers(group))
+            async with self._once(name) as once:
+                await self._patiently(lambda: self._port.start_workers(group, once))
         except TiflowError:
             self._team.refused(names)
             raise
@@ -397,7 +411,8 @@ class Runtime:
         if name not in self.views:
             raise ValueError(f"there is no worker {name[:128]!r}; there are {_listed(self.views)}")
         group, index = place_of(name)
-        await self._patiently(lambda: self._port.stop_workers(group, index, index + 1, forget=False))
+        async with self._once(group) as once:
+            await self._patiently(lambda: self._port.stop_workers(group, index, index + 1, once, forget=False))
 
     async def forget_workers(self, name: str) -> None:
         theirs = self._team.of_group(name)
@@ -406,13 +421,27 @@ class Runtime:
                 raise ValueError(f"worker {view.name} is {view.state}: stop it, and forget it when it has ended")
         if not theirs:
             return
-        await self._patiently(lambda: self._port.stop_workers(name, 0, len(theirs), forget=True))
+        async with self._once(name) as once:
+            await self._patiently(lambda: self._port.stop_workers(name, 0, len(theirs), once, forget=True))
         for view in theirs:  # others of that name may come, and count from 1
             self._inbox.forget(view.name)
             self._outboxes.pop(view.name, None)
             if (carrying := self._carrying.pop(view.name, None)) is not None:
                 carrying.cancel()
         self._team.forget(name)
+
+    @asynccontextmanager
+    async def _once(self, group: str) -> AsyncIterator[tuple[int, int]]:
+        """A request about a group: its number, and the one below which all are settled. One after the other of a
+        group: workers that are told of before the request for them is answered are not forgotten before that."""
+        async with self._asking.setdefault(group, asyncio.Lock()):
+            self._asked += 1
+            number = self._asked
+            self._unsettled.add(number)
+            try:
+                yield number, min(self._unsettled)
+            finally:
+                self._unsettled.discard(number)
 
     async def workers_ended(self) -> None:
         if asyncio.current_task() is self._in_turn:
@@ -425,6 +454,9 @@ class Runtime:
 
     def on_rows(self, rows: Sequence[WorkerRow], whole: bool) -> None:
         changes = self._team.see(rows)
+        for row in rows:
+            if row.state == "running" and (came := self._came.get(row.name)) is not None:
+                came.set()
         if self._member is not None:  # else it begins with what it finds
             for change in changes:
                 self._tell(change)

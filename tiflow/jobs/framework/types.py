@@ -3,8 +3,8 @@ executor's settings name, and our own."""
 
 import importlib
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
-from typing import Final
+from functools import reduce
+from typing import Any, Final
 
 from tiflow.errors import InvalidArgument
 from tiflow.jobs.framework.member import JobMaster, Member
@@ -16,8 +16,16 @@ OWN: Final = {"fake": "tiflow.jobs.fake:Fake", "cvs": "tiflow.jobs.cvs:Cvs"}  #:
 
 def known(entries: Mapping[str, str]) -> dict[str, str]:
     """`module:Class` of each job type by its name. `entries`: what the settings name, before what is installed."""
+    from importlib.metadata import entry_points  # slow to import, and most members need not look
+
     installed = {point.name: point.value for point in entry_points(group=GROUP)}
     return OWN | installed | dict(entries)
+
+
+def settled(entries: Mapping[str, str]) -> dict[str, str]:
+    """`entries`, and those of our own types that nothing installed replaces: members need not look these up."""
+    found = known(entries)
+    return {name: entry for name, entry in OWN.items() if found[name] == entry} | dict(entries)
 
 
 def labels(entries: Mapping[str, str]) -> dict[str, str]:
@@ -39,12 +47,17 @@ def find_type(name: str, entry: str = "") -> type[JobMaster]:
             f'"{GROUP}"), or name it in the executor\'s [job-types]'
         )
     try:
-        found = EntryPoint(name, entry, GROUP).load()
-    except (ImportError, AttributeError) as error:
+        found = _load(entry)
+    except (ImportError, AttributeError, ValueError) as error:
         raise InvalidArgument(f'type = "{name}": {entry} cannot be loaded: {error}') from error
     if not (isinstance(found, type) and issubclass(found, JobMaster)):
         raise InvalidArgument(f'type = "{name}": {entry} is not a subclass of tiflow.jobs.framework.JobMaster')
     return found
+
+
+def _load(entry: str) -> Any:
+    module, _, names = entry.partition("[")[0].strip().partition(":")  # as importlib.metadata, extras aside
+    return reduce(getattr, names.split("."), importlib.import_module(module))
 
 
 def find_member(name: str, kind: str, entry: str = "") -> type[Member]:
