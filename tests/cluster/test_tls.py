@@ -154,12 +154,12 @@ def test_a_certificate_that_names_another_host_is_told_by_the_peers_and_by_clien
     # a master looks at its own certificate when it starts, and would not start
     cluster.patch("m3", "from tiflow.rpc.tls import Tls; Tls.check = lambda self, host=None: None")
     cluster.restart("m3")
-    reason = f"{cluster.addresses['m3']} shows a certificate for elsewhere.example, not for 127.0.0.1"
-
-    caller = f"who calls itself {cluster.addresses['m3']} has no certificate for the host of {cluster.addresses['m3']}"
+    m3 = cluster.addresses["m3"]
+    reason = f"{m3} shows a certificate for elsewhere.example, not for 127.0.0.1"
+    caller = f"who calls itself {m3} has no certificate for the host of {m3}"
 
     for peer in ("m1", "m2"):  # of two masters, the one with the lower name dials
-        told = reason if cluster.addresses[peer] < cluster.addresses["m3"] else caller
+        told = reason if cluster.addresses[peer] < m3 else caller
         eventually(lambda: "raft_peer_refused" in cluster.log(peer) and told in cluster.log(peer), within_s=30)  # noqa: B023
     of_all = cluster.cli("raft", "status", "--master-addrs", cluster.addresses["m1"], check=True)
     of_one = cluster.cli("raft", "status", "--master-addrs", cluster.addresses["m3"])

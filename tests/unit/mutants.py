@@ -362,7 +362,6 @@ MUTANTS: tuple[tuple[str, str, str], ...] = (
         "in_order = (self.jobs[job_id] for job_id in self.job_ids.values())",
         "in_order = self.jobs.values()",
     ),
-    ("snapshot.py", "value if value.done else", ""),
     # who gave the commands
     ("history.py", ' if state.format >= WHO_FORMAT else ""', ""),
     ("history.py", "return by[:EVENT_BY_CHARS_MAX]", "return by"),
