@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 
 from tests.cluster.harness import SLOWDOWN, Cluster, eventually
 from tests.cluster.work import marks
@@ -50,17 +51,18 @@ def test_a_paused_job_and_one_that_waits_for_a_retry_can_be_canceled(cluster: Cl
 
 
 def test_a_cancel_ends_by_force_what_ignores_it_also_when_the_leader_dies_or_the_executor_hangs(
-    new_cluster: NewCluster,
+    new_cluster: NewCluster, tmp_path: Path
 ):
     cluster = new_cluster(executors=1, slots=2, master_config={"keepalive-ttl": "3s", "keepalive-interval": "300ms"})
     client = cluster.client()
     grace_s, lease_s = 0.5, 3 * 1.1 + 0.5
 
     def seconds_to_cancel(then: Callable[[], object] = lambda: None) -> float:
-        ignores = Command(("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"))
+        ready = Path(mkdtemp(dir=tmp_path))
+        ignores = Command(("sh", "-c", "trap '' TERM; : >\"$0\"; while :; do sleep 0.1; done", f"{ready}/{{index}}"))
         group = GroupSpec("main", ignores, count=2, grace_ms=int(grace_s * 1_000))
         job = client.submit(JobSpec("", (group,)))
-        eventually(lambda: job.info().running == 2)
+        eventually(lambda: len(list(ready.iterdir())) == 2)
         began = time.monotonic()
         job.cancel()
         then()
