@@ -18,6 +18,7 @@ from tiflow.errors import CLASSES, Internal, NotLeader, TiflowError, Unavailable
 from tiflow.exec.keeping import Keeper
 from tiflow.exec.outbox import Result
 from tiflow.jobs.framework.port import About, Envelope, Report, Request, Response, WorkerGroup, WorkerRow
+from tiflow.parts import in_parts
 
 FRAME_BYTES_MAX = 16 << 20
 ROWS_BYTES_MAX = 4 << 20  #: of the rows in one frame
@@ -145,21 +146,18 @@ _decoder: msgpack.Decoder[Asked | Answered | Note] = msgpack.Decoder(Asked | Ans
 
 def in_frames(begin: Begin) -> Iterator[Begin | Rows]:
     """It, and what of its rows would be too much for one frame."""
-    parts: list[list[WorkerRow]] = [[]]
-    size = 0
-    for row in begin.rows or ():
-        bytes_ = 500 + len(row.status) + len(row.result) + 4 * len(row.error)
-        if parts[-1] and size + bytes_ > ROWS_BYTES_MAX:
-            parts.append([])
-            size = 0
-        parts[-1].append(row)
-        size += bytes_
-    if len(parts) == 1:
+    parts = list(in_parts(begin.rows or (), _size, ROWS_BYTES_MAX))
+    if len(parts) <= 1:
         yield begin
         return
     yield replace(begin, rows=tuple(parts[0]), more=True)
     for number, part in enumerate(parts[1:], start=2):
         yield Rows(tuple(part), whole=False, more=number < len(parts))
+
+
+def _size(row: WorkerRow) -> int:
+    """Bytes, about."""
+    return 500 + len(row.status) + len(row.result) + 4 * len(row.error)
 
 
 class Link:

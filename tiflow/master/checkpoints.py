@@ -34,6 +34,7 @@ from tiflow.meta.tables import is_outage, reason
 from tiflow.sched.machine import Machine
 from tiflow.sched.model import MASTER_GROUP, Group
 from tiflow.sched.state import State
+from tiflow.sched.workers import members
 
 BATCH_MAX = 500
 BATCH_BYTES = 8 << 20
@@ -315,18 +316,14 @@ class CheckpointService:
 
 
 def living_fences(state: State) -> dict[tuple[int, str], int]:
-    """Of the members of framework jobs that are out, or wait to be placed again: by job uid and name the attempt that
-    alone may write. O(placements and retries of framework jobs)."""
-    fences: dict[tuple[int, str], int] = {}
-    for uid in state.framework:
-        for out in state.placements_of(uid):
-            group = state.groups[uid, out.group]
-            fences.update(((uid, _name(group, index)), out.attempt) for index in range(out.start, out.stop))
-        for name in state.group_names.get(uid, ()):
-            for retry in state.retries.get((uid, name), {}).values():
-                for index in range(retry.index, retry.stop):
-                    fences[uid, _name(state.groups[uid, name], index)] = retry.attempt
-    return fences
+    """Of the living members of framework jobs: by job uid and name the attempt that alone may write. O(all their
+    members)."""
+    return {
+        (uid, _name(state.groups[uid, member.group], member.index)): member.attempt
+        for uid in state.framework
+        for member in members(state, state.jobs[state.job_ids[uid]])
+        if member.attempt
+    }
 
 
 def _name(group: Group, index: int) -> str:

@@ -19,6 +19,7 @@ from tiflow.master.members import MemberDesk
 from tiflow.master.proposer import Proposer
 from tiflow.master.schedules import due_fires, next_fire_in_ms
 from tiflow.master.session import Session, TaskTimes, key_of, revoked_tasks
+from tiflow.parts import in_parts
 from tiflow.raft.node import RaftNode
 from tiflow.rpc import convert
 from tiflow.rpc import tiflow_pb2 as pb
@@ -257,16 +258,8 @@ class Leader:
                 self._assign(session, placements)
 
     def _assign(self, session: Session, placements: Iterable[Placement]) -> None:
-        message, size = pb.Assignments(term=self.term), 0
-        for placement in placements:
-            assignment = self._assignment(placement)
-            if size and size + assignment.ByteSize() > ASSIGNMENTS_BYTES:
-                session.send(pb.LeaderMessage(assignments=message))
-                message, size = pb.Assignments(term=self.term), 0
-            message.assignments.append(assignment)
-            size += assignment.ByteSize()
-        if size:
-            session.send(pb.LeaderMessage(assignments=message))
+        for part in in_parts(map(self._assignment, placements), pb.Assignment.ByteSize, ASSIGNMENTS_BYTES):
+            session.send(pb.LeaderMessage(assignments=pb.Assignments(term=self.term, assignments=part)))
 
     def _assignment(self, placement: Placement) -> pb.Assignment:
         state = self._machine.state

@@ -21,6 +21,7 @@ from tiflow.jobs.framework.port import (
     name_of,
 )
 from tiflow.master.session import Session
+from tiflow.parts import in_parts
 from tiflow.rpc import tiflow_pb2 as pb
 from tiflow.sched.machine import Machine
 from tiflow.sched.model import Job, Placement
@@ -181,7 +182,7 @@ class MemberDesk:
         self._told[job.uid] = _Told(session, master.id, encoded, seen)
         if not (whole or changed):
             return
-        parts = list(_parts(changed))
+        parts = list(in_parts(changed, pb.Member.ByteSize, PART_BYTES_MAX)) or [[]]
         for number, part in enumerate(parts, start=1):
             first, more = whole and number == 1, whole and number < len(parts)
             message = pb.Members(
@@ -207,20 +208,6 @@ class MemberDesk:
                 status=known.status,
                 result=member.result,
             )
-
-
-def _parts(rows: Iterable[pb.Member]) -> Iterator[list[pb.Member]]:
-    """One at least."""
-    part: list[pb.Member] = []
-    size = 0
-    for row in rows:
-        bytes_ = row.ByteSize()
-        if part and size + bytes_ > PART_BYTES_MAX:
-            yield part
-            part, size = [], 0
-        part.append(row)
-        size += bytes_
-    yield part
 
 
 def _last_end(member: WorkerTask, known: _Known) -> str:

@@ -1,6 +1,6 @@
 """The projector's transactions. Everything here blocks; it runs in a thread."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from sqlalchemy.dialects import mysql, sqlite
 from tiflow.meta import schema
 from tiflow.meta.records import Batch, Refused, Written
 from tiflow.meta.tables import JOB_ARCHIVES, JOB_EVENTS, JOBS, PROJECTION, TABLES_OF_A_JOB, UNFINISHED
+from tiflow.parts import in_parts
 
 CHUNK_ROWS = 500  #: uids in one statement: SQLite takes 32,766 variables, and packets have a limit
 PART_BYTES = 4 << 20  #: of bodies in memory at one time, unless a single version has more
@@ -137,7 +138,7 @@ class Store:
             written = sorted(written, key=lambda one: -one.size)
             refused = [Refused(one.job.uid, one.job.id, one.packet) for one in written[:bare]]
             written = [*map(_bare, written[:bare]), *written[bare:]]
-        for part in _parts(written):
+        for part in in_parts(written, lambda one: one.size, PART_BYTES, CHUNK_ROWS):
             events = [asdict(event) for one in part for event in one.events if event.revision > after]
             archives = [{"uid": one.job.uid, "body": one.archive} for one in part if one.archive is not None]
             self._write(connection, JOBS, [asdict(one.job) for one in part])
@@ -171,20 +172,6 @@ def read_projection(engine: sa.Engine) -> tuple[str, Stand] | None:
 def _bare(version: Written) -> Written:
     """Its revision says that it is not the version that the masters have."""
     return Written(replace(version.job, spec=b"", mod_revision=0), version.events)
-
-
-def _parts(written: Iterable[Written]) -> Iterator[list[Written]]:
-    """So much is made into rows, and sent, at a time: memory may have no room for all versions of one revision."""
-    part: list[Written] = []
-    size = 0
-    for one in written:
-        if part and (size + one.size > PART_BYTES or len(part) == CHUNK_ROWS):
-            yield part
-            part, size = [], 0
-        part.append(one)
-        size += one.size
-    if part:
-        yield part
 
 
 def _delete(connection: sa.Connection, tables: Collection[sa.Table], uids: Collection[int]) -> None:

@@ -9,19 +9,24 @@ from pathlib import Path
 from msgspec import msgpack
 
 from tests.unit.exec.conftest import alive, descendants
-from tests.unit.exec.fake_leader import command, ends_of, eventually, python
+from tests.unit.exec.fake_leader import FakeLeader, command, ends_of, eventually, python
 from tiflow.exec import journal, salvage
 from tiflow.exec.outbox import Report
 from tiflow.rpc import tiflow_pb2 as pb
 
 
-async def test_the_children_die_at_the_ttl_when_the_lease_is_not_acknowledged(start, lead, tasks, tmp_path):
-    leader = await lead(ttl_ms=700)
-    await start(leader)
+async def two_that_sleep(leader: FakeLeader, tasks: str, tmp_path: Path) -> list[int]:
+    """Placement 1 runs: the pids of its worker and of what that has started."""
     mark = tmp_path / "mark"
     leader.assign(python(1, "tasks:sleep_with_child", path=[tasks], items=msgpack.encode([str(mark)])))
     await eventually(mark.exists)
-    pids = [int(pid) for pid in mark.read_text().split()]
+    return [int(pid) for pid in mark.read_text().split()]
+
+
+async def test_the_children_die_at_the_ttl_when_the_lease_is_not_acknowledged(start, lead, tasks, tmp_path):
+    leader = await lead(ttl_ms=700)
+    await start(leader)
+    pids = await two_that_sleep(leader, tasks, tmp_path)
 
     leader.granting = False
     took_s = await eventually(lambda: not any(map(alive, pids)))
@@ -37,10 +42,7 @@ async def test_the_children_die_at_the_ttl_when_the_lease_is_not_acknowledged(st
 async def test_the_guardian_kills_at_the_ttl_when_the_agent_is_stopped(start, lead, tasks, tmp_path):
     leader = await lead(ttl_ms=700)
     executor = await start(leader)
-    mark = tmp_path / "mark"
-    leader.assign(python(1, "tasks:sleep_with_child", path=[tasks], items=msgpack.encode([str(mark)])))
-    await eventually(mark.exists)
-    pids = [int(pid) for pid in mark.read_text().split()]
+    pids = await two_that_sleep(leader, tasks, tmp_path)
 
     executor.signal(signal.SIGSTOP)
     took_s = await eventually(lambda: not any(map(alive, pids)))
@@ -55,10 +57,7 @@ async def test_the_guardian_kills_at_the_ttl_when_the_agent_is_stopped(start, le
 
 async def test_the_children_die_with_the_agent_and_a_restart_waits_for_that(start, leader, tasks, tmp_path):
     executor = await start(leader)
-    mark = tmp_path / "mark"
-    leader.assign(python(1, "tasks:sleep_with_child", path=[tasks], items=msgpack.encode([str(mark)])))
-    await eventually(mark.exists)
-    pids = [int(pid) for pid in mark.read_text().split()]
+    pids = await two_that_sleep(leader, tasks, tmp_path)
 
     executor.signal(signal.SIGKILL)
     await eventually(lambda: not any(map(alive, pids)))
@@ -74,10 +73,7 @@ async def test_the_children_die_with_the_agent_and_a_restart_waits_for_that(star
 async def test_the_death_of_the_agent_is_reported_when_its_children_are_dead(start, lead, leader, tasks, tmp_path):
     second = await lead(term=2)
     executor = await start(leader)
-    mark = tmp_path / "mark"
-    leader.assign(python(1, "tasks:sleep_with_child", path=[tasks], items=msgpack.encode([str(mark)])))
-    await eventually(mark.exists)
-    pids = [int(pid) for pid in mark.read_text().split()]
+    pids = await two_that_sleep(leader, tasks, tmp_path)
     leader.redirect = second.address
 
     executor.signal(signal.SIGKILL)
@@ -229,10 +225,7 @@ async def test_what_is_assigned_while_it_drains_is_handed_back_at_once(start, le
 
 async def test_the_agent_ends_when_its_guardian_dies(start, leader, tasks, tmp_path):
     executor = await start(leader)
-    mark = tmp_path / "mark"
-    leader.assign(python(1, "tasks:sleep_with_child", path=[tasks], items=msgpack.encode([str(mark)])))
-    await eventually(mark.exists)
-    pids = [int(pid) for pid in mark.read_text().split()]
+    pids = await two_that_sleep(leader, tasks, tmp_path)
     executor.seen.update(descendants(executor.process.pid))
 
     os.kill(executor.guardian, signal.SIGKILL)
@@ -282,10 +275,7 @@ async def test_sigterm_lets_running_tasks_end_hands_back_the_others_and_says_goo
 async def test_a_guardian_that_is_stopped_is_killed_at_the_ttl_and_its_children_with_it(start, lead, tasks, tmp_path):
     leader = await lead(ttl_ms=700)
     executor = await start(leader)
-    mark = tmp_path / "mark"
-    leader.assign(python(1, "tasks:sleep_with_child", path=[tasks], items=msgpack.encode([str(mark)])))
-    await eventually(mark.exists)
-    pids = [int(pid) for pid in mark.read_text().split()]
+    pids = await two_that_sleep(leader, tasks, tmp_path)
     executor.seen.update(descendants(executor.process.pid))
 
     os.kill(executor.guardian, signal.SIGSTOP)

@@ -311,6 +311,21 @@ def test_a_file_that_changes_at_an_fsspec_source_though_its_size_does_not(when: 
         assert (tmp_path / "f").read_bytes() == b"new"
 
 
+def test_a_backend_that_tells_times_in_lists_alone_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/timeless/f", b"it")
+    source, target = FsspecSource(fs, "/timeless"), LocalTarget(str(tmp_path), "job")
+    (entry,) = (one for one in walk(source.lister) if isinstance(one, Entry))
+    monkeypatch.setattr(fs, "info", lambda path: {"name": path, "type": "file", "size": 2}, raising=False)
+
+    done = copying.copy_shard(tree.Shard(0, (entry,)), source, target, compare=True, verify=True)
+
+    assert entry.mtime_ns
+    assert (done.files, done.errors) == (1, [])
+
+
 def test_what_reads_back_as_something_else_is_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source, target = LocalSource(str(tmp_path)), LocalTarget(str(tmp_path / "to"), "job")
     (tmp_path / "f").write_bytes(b"contents")

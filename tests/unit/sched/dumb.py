@@ -4,11 +4,9 @@
 and holds every move to the tables in `model`.
 """
 
-import re
-
 from msgspec import msgpack
 
-from tests.unit.sched.dumb_jobs import PLACED, RUNNING, WAITING, DumbJob, DumbSchedule, Row, Task
+from tests.unit.sched.dumb_jobs import PLACED, RUNNING, WAITING, DumbJob, DumbSchedule, Row, Task, selects
 from tiflow.errors import AlreadyExists, FailedPrecondition, NotFound, Rejected, ResourceExhausted
 from tiflow.sched.commands import (
     AddGroup,
@@ -51,7 +49,6 @@ from tiflow.sched.model import (
     JobSpec,
     Placement,
     RetryPolicy,
-    Selector,
     TaskState,
 )
 from tiflow.sched.state import State
@@ -424,7 +421,7 @@ class Dumb:
         members = min(executor.slots, sum(self.jobs[other].framework for other, _ in out))
         depth = 0 if self.jobs[uid].framework else BACKLOG_PER_SLOT_MAX
         room = executor.slots + (executor.slots - members) * depth  # nothing lies behind those that run for long
-        wanted = all(_selects(selector, labels.get(selector.key)) for selector in self._spec(uid, group).selectors)
+        wanted = all(selects(selector, labels.get(selector.key)) for selector in self._spec(uid, group).selectors)
         return (
             wanted
             and executor.name not in self.drained
@@ -599,15 +596,3 @@ class Dumb:
                 assert row.attempt == task.attempt, index
             if task.state is WAITING:
                 assert task.due_ms[0] <= row.due_at_ms <= task.due_ms[1], index
-
-
-def _selects(selector: Selector, label: str | None) -> bool:
-    match selector.op:
-        case "eq" | "in":
-            return label in selector.values
-        case "neq":
-            return label not in selector.values
-        case "exists":
-            return label is not None
-        case _:
-            return label is not None and re.fullmatch(selector.values[0], label) is not None

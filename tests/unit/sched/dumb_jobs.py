@@ -1,10 +1,9 @@
 """Jobs and tasks as `dumb` keeps them: one object for each task, whose moves the tables in `model` allow."""
 
+import re
 from dataclasses import dataclass, field
 
-from tiflow.sched.commands import (
-    PutSchedule,
-)
+from tiflow.sched.commands import PutSchedule
 from tiflow.sched.model import (
     TASK_TRANSITIONS,
     After,
@@ -13,6 +12,7 @@ from tiflow.sched.model import (
     JobState,
     Placement,
     RetryPolicy,
+    Selector,
     TaskState,
 )
 
@@ -170,3 +170,15 @@ class DumbSchedule:
     next_ms: int
     paused: bool
     runs: list[int] = field(default_factory=list)
+
+
+def selects(selector: Selector, label: str | None) -> bool:
+    match selector.op:
+        case "eq" | "in":
+            return label in selector.values
+        case "neq":
+            return label not in selector.values
+        case "exists":
+            return label is not None
+        case _:
+            return label is not None and re.fullmatch(selector.values[0], label) is not None

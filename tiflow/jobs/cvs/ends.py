@@ -112,8 +112,9 @@ class FsspecSource:
         path = self._path(entry)
         left = entry.size - offset if length < 0 else length
         before = size, mtime_ns, _ = self._version(path)
-        # lists of a backend may be finer or coarser than what it tells of one file
-        if size != entry.size or (entry.mtime_ns and abs(mtime_ns - entry.mtime_ns) >= 1_000_000_000):
+        # lists of a backend may be finer or coarser than what it tells of one file, or have no time at all
+        moved = entry.mtime_ns and mtime_ns and abs(mtime_ns - entry.mtime_ns) >= 1_000_000_000
+        if size != entry.size or moved:
             raise Changed(f"{_shown(entry)} changed after it was listed")
         with self._fs.open(path, "rb") as file:
             if offset:

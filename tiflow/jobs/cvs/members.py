@@ -15,6 +15,7 @@ from tiflow.jobs.cvs.copying import check_path, copy_shard
 from tiflow.jobs.cvs.ends import Fetched, Source, open_source, open_target
 from tiflow.jobs.cvs.tree import FILE, Entry, Found, Shard, walk
 from tiflow.jobs.framework import Member, Request, Response, Worker
+from tiflow.parts import in_parts
 
 PAGE = 2_000  #: entries that a reader lists at once
 FETCH_BYTES = 4 << 20  #: that are asked of a reader at once
@@ -151,7 +152,7 @@ class Writer(Worker):
             return Fetched(contents)
         wanted = [entry for entry in shard.entries if entry.kind == FILE]
         wanted = await asyncio.to_thread(lambda: [entry for entry in wanted if not has(entry)])
-        batches = list(_batches(wanted))
+        batches = list(in_parts(wanted, lambda entry: entry.size, FETCH_BYTES))
         for entries, found in zip(
             batches, await asyncio.gather(*(self._whole(b, fetch) for b in batches)), strict=True
         ):
@@ -177,16 +178,3 @@ def _joined(parts: list[bytes | str]) -> bytes | str:
         if isinstance(part, str):
             return part
     return b"".join(part for part in parts if isinstance(part, bytes))
-
-
-def _batches(entries: list[Entry]) -> Iterator[list[Entry]]:
-    batch: list[Entry] = []
-    size = 0
-    for entry in entries:
-        if batch and size + entry.size > FETCH_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append(entry)
-        size += entry.size
-    if batch:
-        yield batch
