@@ -29,11 +29,13 @@ class SlowRaft(LoneRaft):
         self.open.set()
         self.room = 1_000
         self.waiting = 0
+        self.refused = 0
         self.cluster_id = "c1"
         self.format_of_all = None
 
     async def propose(self, entry: bytes) -> Any:
         if self.room <= 0:
+            self.refused += 1
             raise ResourceExhausted("proposals wait for a majority")
         self.room, self.waiting = self.room - 1, self.waiting + 1
         await self.open.wait()
@@ -167,6 +169,8 @@ async def test_what_consensus_has_no_room_for_is_proposed_again_in_order():
     await stage.until(lambda: stage.leases() == [1])
     assert stage.acks() == []
     assert not stage.session.closed
+    refused = stage.raft.refused
+    await stage.until(lambda: stage.raft.refused == refused + 1)  # all of them, in one entry
     stage.raft.room = 1
 
     await stage.until(lambda: len(stage.acks()) == 7)
