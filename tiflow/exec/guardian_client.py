@@ -120,7 +120,8 @@ class GuardianClient:
         self._clean.append(done)
         self._send({"op": "kill_all"})
         try:
-            await asyncio.wait_for(asyncio.shield(done), KILL_S_MAX)
+            async with asyncio.timeout(KILL_S_MAX):
+                await asyncio.shield(done)
         except TimeoutError:
             self._kill()
             await done

@@ -237,7 +237,8 @@ async def _drain(runner: "Runner", session: "Session", connected: "asyncio.Task[
         log.warning("executor_reports_lost", reason="no leader committed them in time; their tasks run again")
     await session.close()
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(connected, 1.0)
+        async with asyncio.timeout(1.0):
+            await connected
 
 
 async def _until_idle(runner: "Runner", timeout_s: float) -> None:

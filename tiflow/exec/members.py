@@ -131,7 +131,8 @@ class Members:
         """Its process is gone; returns when all that it said is known."""
         if slot.talking is not None:
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(slot.talking, 1.0)
+                async with asyncio.timeout(1.0):
+                    await slot.talking
         self.forget(slot)
 
     def forget(self, slot: MemberSlot) -> None:

@@ -195,7 +195,8 @@ class Session:
             raise _Cut(str(error)) from None
         async with opened as channel:
             try:
-                await asyncio.wait_for(_decided(channel), CONNECT_S_MAX)
+                async with asyncio.timeout(CONNECT_S_MAX):
+                    await _decided(channel)
                 stream = SessionsStub(channel).Session()
                 try:
                     await self._converse(address, stream)
@@ -368,7 +369,8 @@ class Session:
                 raise _Cut("the lease is lost")
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(0.0005, wait_s))
+                async with asyncio.timeout(max(0.0005, wait_s)):
+                    await self._wake.wait()
 
     async def _beat(self, stream: _Stream) -> None:
         self._seq += 1

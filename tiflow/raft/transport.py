@@ -271,7 +271,8 @@ class GrpcTransport(HeldTransport):
             return await context.read()
 
         try:
-            first = await asyncio.wait_for(read(), HELLO_TIMEOUT_S)
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                first = await read()
         except TimeoutError:
             return
         if not isinstance(first, pb.Batch) or not first.HasField("hello"):
@@ -338,7 +339,8 @@ class GrpcTransport(HeldTransport):
                 session = _Session(number, call.read, call.write)
                 try:
                     await call.write(pb.Batch(hello=self._hello(number)))
-                    first = await asyncio.wait_for(call.read(), HELLO_TIMEOUT_S)
+                    async with asyncio.timeout(HELLO_TIMEOUT_S):
+                        first = await call.read()
                 except asyncio.InvalidStateError:  # what grpc.aio raises for a write to a call that has ended
                     first = None
                 if not isinstance(first, pb.Batch):

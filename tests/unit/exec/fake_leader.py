@@ -37,7 +37,7 @@ class FakeLeader(SessionsServicer):
         self.refuse_reports: pb.Refused | None = None  #: likewise, of agents that died
         self.unknown: list[int] = []
         self._outbox: asyncio.Queue[pb.LeaderMessage] = asyncio.Queue()
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()  #: another one after each change
         self._server: Any = None
         self.connected = 0
 
@@ -59,7 +59,7 @@ class FakeLeader(SessionsServicer):
             self.reports.append(hello)
         else:
             self.hellos.append(hello)
-        await self._notify()
+        self._notify()
         if self.redirect is not None:
             await context.write(pb.LeaderMessage(redirect=pb.Redirect(leader=self.redirect)))
             return
@@ -72,8 +72,8 @@ class FakeLeader(SessionsServicer):
         if hello.gone:
             while (message := await context.read()).WhichOneof("body") != "goodbye":
                 self.left += message.events.events
+            self._notify()
             await context.write(pb.LeaderMessage(expired=pb.Expired()))
-            await self._notify()
             return
         if hello.incarnation == 0:
             self.incarnation += 1
@@ -88,13 +88,14 @@ class FakeLeader(SessionsServicer):
         )
         await context.write(pb.LeaderMessage(welcome=welcome))
         self.connected += 1
-        await self._notify()
+        self._notify()
         writer = asyncio.create_task(self._write(context))
         try:
             while (message := await context.read()) is not grpc.aio.EOF:
-                await self._take(message)
+                self._take(message)
         finally:
             self.connected -= 1
+            self._notify()
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
 
@@ -102,7 +103,7 @@ class FakeLeader(SessionsServicer):
         while True:
             await context.write(await self._outbox.get())
 
-    async def _take(self, message: pb.ExecutorMessage) -> None:
+    def _take(self, message: pb.ExecutorMessage) -> None:
         match message.WhichOneof("body"):
             case "heartbeat":
                 self.unhealthy = message.heartbeat.unhealthy
@@ -122,11 +123,11 @@ class FakeLeader(SessionsServicer):
                 self.drainings += 1
             case "goodbye":
                 self.goodbyes += 1
-        await self._notify()
+        self._notify()
 
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def send(self, **body: Any) -> None:
         self._outbox.put_nowait(pb.LeaderMessage(**body))
@@ -140,8 +141,9 @@ class FakeLeader(SessionsServicer):
     async def until(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
         """Wait until something that an executor sent makes the condition true."""
         try:
-            async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(condition)
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    await self._changed.wait()
         except TimeoutError:
             raise AssertionError(f"not in {timeout_s} s; events: {[str(e) for e in self.events[-5:]]}") from None
 

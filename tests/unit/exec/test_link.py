@@ -148,7 +148,8 @@ async def test_a_side_that_does_not_read_is_given_up_before_memory_runs_out():
             side.link.tell(link.Reported(Report(bytes(1 << 20))))
 
         assert side.link.closed
-        await asyncio.wait_for(running, 30)
+        async with asyncio.timeout(30):
+            await running
 
 
 async def test_more_questions_than_can_be_answered_at_once_are_refused_for_now():
@@ -189,7 +190,8 @@ async def test_answers_and_notes_come_through_however_much_the_other_side_asks()
         await until(lambda: len(other.asked) >= link.ASKED_MAX)
 
         one.answer = b"saved"
-        assert await asyncio.wait_for(other.link.ask(link.Get("k"), bytes), 30) == b"saved"
+        async with asyncio.timeout(30):
+            assert await other.link.ask(link.Get("k"), bytes) == b"saved"
         one.link.tell(link.Reported(Report(b"note")))
         await until(lambda: other.notes)
 

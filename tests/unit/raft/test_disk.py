@@ -97,7 +97,8 @@ async def test_a_writer_that_waits_for_room_can_be_stopped(tmp_path, volume, wri
     writer.submit([entry_record((b"\x00first", 1, 1))], 1)
     await until(lambda: writer._guard.space.state == "full", "it waits")
 
-    await asyncio.wait_for(asyncio.to_thread(writer.stop), 30)
+    async with asyncio.timeout(30):
+        await asyncio.to_thread(writer.stop)
 
     assert (landed, failed) == ([], [])
 

@@ -232,7 +232,8 @@ async def test_a_machine_that_raises_stops_the_node(make_cluster):
         await node.propose(b"poison")
 
     with pytest.raises(Fatal, match="can not apply this"):
-        await asyncio.wait_for(node.fatal, 30)
+        async with asyncio.timeout(30):
+            await node.fatal
     assert not node.is_leader
 
 
@@ -249,7 +250,8 @@ async def test_a_disk_that_fails_stops_the_node_and_answers_nobody(make_cluster)
     with pytest.raises(OutcomeUnknown):
         await node.propose(b"lost")
     with pytest.raises(OSError, match="No space left"):
-        await asyncio.wait_for(node.fatal, 30)
+        async with asyncio.timeout(30):
+            await node.fatal
 
 
 async def test_a_returning_member_deposes_nobody(cluster):
