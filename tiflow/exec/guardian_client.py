@@ -133,7 +133,10 @@ class GuardianClient:
         self._process.wait()
 
     def bury(self) -> None:
-        """The guardian has died: kill what it left to us (we are a subreaper), and report that in its place."""
+        """The guardian has died: see that what it left is dead, too, and report that in its place. Its reaper is left
+        the time to do that, and to remove the cgroups; what falls to us (we are a subreaper) is killed here."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILL_S_MAX)
         procs.kill_children()
         if self._farewell:
             subprocess.run(procs.tiflow_program("reporter", self._farewell), check=False)
