@@ -59,6 +59,9 @@ def master(
         else:
             print_table(("TIMING", "MS", "MEANING"), rows)
         return 0
+    from tiflow.master.eventloop import prepare_grpc
+
+    prepare_grpc()
     from tiflow.master.main import run
 
     return run(settings, restore=restore_from_metadata)

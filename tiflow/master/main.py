@@ -16,6 +16,7 @@ from tiflow import log as logging_setup
 from tiflow.clock import SystemClock
 from tiflow.config import MasterConfig, metadata_warning, parse_address, parse_duration_ms, prepare_data_dir
 from tiflow.errors import FailedPrecondition, InvalidArgument, OutcomeUnknown, TiflowError, Unavailable
+from tiflow.master import eventloop
 from tiflow.master.archive import Archive
 from tiflow.master.leader import Leader
 from tiflow.master.metadata import metadata_url
@@ -51,7 +52,7 @@ def run(config: MasterConfig, *, restore: bool = False) -> int:
     """
     logging_setup.configure(config.log.level, config.log.file)
     try:
-        return asyncio.run(_Master(config, restore=restore).run())
+        return eventloop.run(_Master(config, restore=restore).run())
     except Fatal as error:
         raise FailedPrecondition(f"data-dir {config.data_dir}: {error}") from error
     except OSError as error:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tiflow.master.eventloop import GRPC_EXPERIMENTS
 from tiflow.rpc import certificates
 
 NAMES = ("m1", "m2", "m3")
@@ -25,6 +26,7 @@ class Child:
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
+            env={"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS} | os.environ,  # as masters have it
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import msgspec
 
+from tiflow.master import eventloop
 from tiflow.raft.api import Member
 from tiflow.raft.node import RaftConfig, RaftNode
 from tiflow.raft.transport import SERVER_OPTIONS
@@ -186,7 +187,7 @@ def main() -> None:
     tls = (
         Tls(*(str(paths / file) for file in ("ca.pem", f"{name}.pem", f"{name}-key.pem"))) if tls_directory else None
     )
-    asyncio.run(member(name, addresses, directory, tls, int(snapshot_entries)))
+    eventloop.run(member(name, addresses, directory, tls, int(snapshot_entries)))
 
 
 if __name__ == "__main__":
