@@ -313,8 +313,8 @@ class Driver:
             self._tick_begins()
             if self._identity is not None:
                 self._core._onTick()
+            self._journal.flush()
             self._core_has_ticked()
-            self._loop.call_soon(self._journal.flush)
         except Exception as error:  # noqa: BLE001 - what it was in the middle of is unknown
             self._fail(error)
             return

@@ -121,6 +121,24 @@ class Replication(Election):
             },
         )
 
+    def _onTick(self, timeToWait: float = 0.0) -> None:
+        if self.state == LEADER:
+            self._advance_commit()
+        super()._onTick(timeToWait)
+
+    def _advance_commit(self) -> None:
+        """Commit what a majority has, at once. The library comes to the same index, entry by entry.
+
+        Source: the Raft paper, section 5.3 and figure 8: of earlier terms nothing is committed by counting.
+        """
+        matched = sorted((self._SyncObj__raftMatchIndex[peer] for peer in self.peers.values()), reverse=True)
+        if not matched:
+            return  # alone: the library's way
+        of_majority = matched[(len(matched) + 1) // 2 - 1]  # with this member itself
+        if of_majority > self._commit_known and self._journal.term_of(of_majority) == self.raftCurrentTerm:
+            self._SyncObj__raftCommitIndex = of_majority
+            self._journal.setRaftCommitIndex(self._SyncObj__raftCommitIndex)
+
     def _take_reply(self, node: Peer, message: Message) -> None:
         if message["term"] != self.raftCurrentTerm or self.state != LEADER:
             return  # an answer to another leadership says nothing about this one's log

@@ -124,7 +124,11 @@ PLANTS: Final[dict[str, Plant]] = {
         seeds=(2, 12),
     ),
     "commits-earlier-term": Plant(
-        (Edit(pysyncobj.SyncObj, "_onTick", "commitTerm != self.__raftCurrentTerm", "False"),),
+        (
+            Edit(
+                Replication, "_advance_commit", " and self._journal.term_of(of_majority) == self.raftCurrentTerm", ""
+            ),
+        ),
         changes={"isolate": 0.01, "cut": 0.01},
         seeds=(6, 9, 21),
     ),
