@@ -100,7 +100,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_write_loses_nothing(new_cluster:
     submissions.more()
     old = cluster.wait_leader()
 
-    with strace.inject(cluster.pid(old), "write", "error=ENOSPC", journals(cluster, old)):
+    with strace.inject(cluster.pid(old), "pwrite64", "error=ENOSPC", journals(cluster, old)):
         cluster.wait_leader(other_than=old)
         submissions.more()
         eventually(lambda: cluster.status()[old].disk == "full", retry=(KeyError, AssertionError))
@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_write_loses_nothing(new_cluster:
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        ("write", "EIO", "Input/output error"),
+        ("pwrite64", "EIO", "Input/output error"),
         ("fdatasync", "EIO", "Input/output error"),
         ("fdatasync", "ENOSPC", "No space left on device"),
     ],

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.cluster import strace
 from tests.cluster.harness import Cluster
 from tiflow.raft import raft_pb2 as pb
-from tiflow.raft.journal import Recovered, decode_record
+from tiflow.raft.journal import MAGIC, Recovered, decode_record
 
 NewCluster = Callable[..., Cluster]
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -29,7 +29,7 @@ RESULT = re.compile(r"\) += (-?\d+)[^=]*$")
 def traced(file: Path) -> list[str]:
     return [
         *("strace", "-D", "-f", "-q", "-o", str(file), "-xx", "-s", "100000000", "-e", "signal=none"),
-        *("-e", "trace=openat,close,write,fdatasync,sendmsg"),
+        *("-e", "trace=openat,close,pwrite64,fdatasync,sendmsg"),
         *("-e", f"inject=fdatasync:delay_exit={FSYNC_TAKES_US}"),
     ]
 
@@ -148,12 +148,13 @@ def examine(trace: Path, name: str) -> Seen:
     for call in calls(trace):
         fd = int(re.match(r"-?\d*", call.arguments)[0] or -1)  # type: ignore[index]
         if call.name == "openat" and re.search(rb"journal-\d+\.log$", strings(call.arguments)):
-            if "O_APPEND" in call.arguments:
+            if "O_WRONLY" in call.arguments:
                 journal_fd = call.result
         elif call.name == "close":
             connections.pop(fd, None)
-        elif call.name == "write" and fd == journal_fd and call.result > 0:
-            journal += strings(call.arguments)[: call.result]
+        elif call.name == "pwrite64" and fd == journal_fd and call.result > 0:
+            place = int(call.arguments.rpartition(", ")[2].partition(")")[0]) - len(MAGIC)
+            journal = journal[:place].ljust(place, b"\0") + strings(call.arguments)[: call.result]
         elif call.name == "fdatasync" and fd == journal_fd and call.result == 0:
             events.append((call.end, journal))
         elif call.name == "sendmsg" and call.result > 0:

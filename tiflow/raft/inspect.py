@@ -31,6 +31,7 @@ from tiflow.raft.journal import (
     Record,
     decode_record,
     is_torn,
+    used,
 )
 
 KINDS: Final = {ENTRY: "entry", TRUNCATE: "truncate", STATE: "vote", COMMIT: "commit", BASE: "snapshot"}
@@ -181,6 +182,8 @@ class Inspection:
                         kept = offset // mmap.PAGESIZE * mmap.PAGESIZE
                         data.madvise(mmap.MADV_DONTNEED, 0, kept)
                     found = decode_record(data, offset)
+                    if found is None and newest and used(data, offset) == offset:
+                        return
                     if found is None:
                         self._unsound(path, data, offset, newest=newest)
                         return
@@ -196,7 +199,7 @@ class Inspection:
 
     def _unsound(self, path: Path, data: mmap.mmap, offset: int, *, newest: bool) -> None:
         if newest and is_torn(data, offset):
-            what = f"{len(data) - offset} bytes of an unfinished write"
+            what = f"{used(data, offset) - offset} bytes of an unfinished write"
             self.summary.torn = Damage(str(path), offset, what)
         else:
             self._damaged(path, offset, "a record that was on disk does not match its checksum")

@@ -1,11 +1,14 @@
 """The log on disk: append-only segments, one checked record after another.
 
-    segment = MAGIC record*
+    segment = MAGIC record* zero*
     record  = length u32 | payload CRC u32 | kind u8 | term u64 | synced u64 | header CRC u32 | payload
 
 `synced` is the offset up to which the segment was known to be on disk when the record was written. It tells a
 torn tail from damage: bytes that a later record knows to have been on disk can not be torn. A torn tail is
 cut off, since nobody was told of it; damage refuses to open, since somebody may have been.
+
+The newest segment is longer than what is written: to sync a write into what the file has already, a file system has
+nothing else to note, as it has when a file grows. The zeros are cut off when a segment is closed.
 
 `Journal` is the list that pysyncobj appends to. It keeps the entries in memory and hands records over in
 batches. `JournalFile` writes batches (one fdatasync each: group commit), in the thread of writer.py. A failed
@@ -32,6 +35,7 @@ from tiflow.raft.disk import DiskSpace, is_no_space
 
 MAGIC: Final = b"TIFLOGv1"
 ENTRY_BYTES_MAX: Final = 8 << 20
+AHEAD_BYTES: Final = 1 << 20  #: the newest segment grows to a multiple of this
 
 _HEADER = struct.Struct("<IIBQQ")
 _CRC = struct.Struct("<I")
@@ -126,12 +130,13 @@ class JournalFile:
     Raises JournalDamaged on open, and OSError.
     """
 
-    def __init__(self, directory: Path, *, fsync: bool = True) -> None:
+    def __init__(self, directory: Path, *, fsync: bool = True, ahead_bytes: int = AHEAD_BYTES) -> None:
         self.recovered = Recovered()
         self.existed = False
         self.no_space: Callable[[OSError], None] = _raise  #: returns when a write is to be tried again
         self._directory = directory
         self._fsync = fsync
+        self._ahead_bytes = ahead_bytes
         self._segments = self._find()
         self.existed = bool(self._segments)
         for path in directory.glob("journal-*.tmp"):
@@ -139,13 +144,13 @@ class JournalFile:
         if not self._segments:
             self._create(1, b"")
         for path in self._segments:
-            self._recover(path, newest=path == self._segments[-1])
-        self._fd = os.open(self._segments[-1], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            self._synced = self._recover(path, newest=path == self._segments[-1])
+        self._fd = os.open(self._segments[-1], os.O_WRONLY | os.O_CLOEXEC)
         if fsync:
             # who was killed in the middle of a write may have left what only the page cache has
             os.fdatasync(self._fd)
             sync_directory(directory)
-        self._synced = os.fstat(self._fd).st_size
+        self._size = os.fstat(self._fd).st_size
 
     def write(self, ops: Sequence[Op]) -> None:
         """Put all of `ops` on disk before returning. OSError: nothing more may be written, ever."""
@@ -163,7 +168,10 @@ class JournalFile:
         self._append(buffer)
 
     def close(self) -> None:
-        os.close(self._fd)
+        try:
+            self._trim()
+        finally:
+            os.close(self._fd)
 
     # --- writing
 
@@ -179,19 +187,45 @@ class JournalFile:
 
     def _put(self, data: bytes) -> bool:
         """Write all of `data`, or nothing if there is no room."""
-        rest = memoryview(data)
+        end = self._synced + len(data)
+        if end > self._size:
+            self._extend(end)
+        rest, place = memoryview(data), self._synced
         try:
             while rest:
-                rest = rest[os.write(self._fd, rest) :]
+                written = os.pwrite(self._fd, rest, place)
+                rest, place = rest[written:], place + written
         except OSError as error:
             if not is_no_space(error):
                 raise
-            os.ftruncate(self._fd, self._synced)  # nobody was told of what is behind
+            self._size = max(self._size, end)
+            self._trim()  # nobody was told of what is behind
             self.no_space(error)
             return False
+        self._size = max(self._size, end)
         return True
 
+    def _extend(self, end: int) -> None:
+        if not self._ahead_bytes:
+            return
+        size = -(-end // self._ahead_bytes) * self._ahead_bytes
+        try:
+            os.posix_fallocate(self._fd, self._size, size - self._size)
+        except OSError:
+            return  # no room for so much, or a file system that cannot: then it grows with each write
+        self._size = size
+
+    def _trim(self) -> None:
+        """Cut off what holds no records."""
+        if self._size > self._synced:
+            os.ftruncate(self._fd, self._synced)
+            self._size = self._synced
+
     def _rotate(self, op: Rotate) -> None:
+        if self._size > self._synced:
+            self._trim()  # before there is a newer one: zeros may follow the records of the newest only
+            if self._fsync:
+                os.fdatasync(self._fd)
         records = [*op.state, *(entry_record(entry) for entry in op.entries)]
         number = int(NAME.fullmatch(self._segments[-1].name)[1]) + 1  # type: ignore[index]
         try:
@@ -203,8 +237,8 @@ class JournalFile:
             path.with_suffix(".tmp").unlink(missing_ok=True)
             return  # the segment in use has all that the new one would begin with
         os.close(self._fd)
-        self._fd = os.open(self._segments[-1], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        self._synced = os.fstat(self._fd).st_size
+        self._fd = os.open(self._segments[-1], os.O_WRONLY | os.O_CLOEXEC)
+        self._synced = self._size = os.fstat(self._fd).st_size
 
     def _create(self, number: int, content: bytes) -> None:
         path = self._path(number)
@@ -229,7 +263,8 @@ class JournalFile:
                 raise JournalDamaged(path, 0, f"the segment before it, number {after - 1}, is gone")
         return paths
 
-    def _recover(self, path: Path, *, newest: bool) -> None:
+    def _recover(self, path: Path, *, newest: bool) -> int:
+        """Replay a segment. Returns where its records end."""
         data = path.read_bytes()
         if data[: len(MAGIC)] != MAGIC:
             raise JournalDamaged(path, 0, "not a journal of this version")
@@ -237,16 +272,19 @@ class JournalFile:
         while offset < len(data):
             found = decode_record(data, offset)
             if found is None:
+                if newest and used(data, offset) == offset:
+                    break
                 if not newest or not is_torn(data, offset):
                     raise JournalDamaged(path, offset, "a record that was on disk does not match its checksum")
                 self._cut_tail(path, offset)
-                return
+                break
             record, _, end = found
             try:
                 self.recovered.replay(record)
             except ValueError as error:
                 raise JournalDamaged(path, offset, str(error)) from None
             offset = end
+        return offset
 
     def _cut_tail(self, path: Path, offset: int) -> None:
         with path.open("r+b") as file:
@@ -318,26 +356,28 @@ def decode_record(data: Bytes, offset: int) -> tuple[Record, int, int] | None:
     return Record(kind, term, payload), synced, begin + length
 
 
+def used(data: Bytes, offset: int) -> int:
+    """Where the zeros at the end of a segment begin; not before `offset`."""
+    return offset + len(data[offset:].rstrip(b"\0"))
+
+
 def is_torn(data: Bytes, offset: int) -> bool:
     """Whether the unsound bytes from `offset` on can be what a crash left of an unfinished write.
 
-    A write that was cut short ends early or, since blocks reach the disk in any order, has sectors of zeros.
+    A write that was cut short ends with its file or, since blocks reach the disk in any order, has sectors of zeros.
     """
-    for found in _HEADER_LIKE.finditer(data, offset + 1):
+    last = used(data, offset)
+    for found in _HEADER_LIKE.finditer(data, offset + 1, min(len(data), last + HEADER_BYTES)):
         header = _decode_header(data, found.start())
         if header is not None and header[4] > offset:
             return False  # when this was written, what is unsound now had been synced
-    if len(data) - offset < HEADER_BYTES:
-        return True
     header = _decode_header(data, offset)
-    if header is not None and offset + HEADER_BYTES + header[0] > len(data):
+    end = offset + HEADER_BYTES + (header[0] if header is not None else 0)
+    if end > len(data):
         return True
-    edges = [
-        offset,
-        *range((offset // _SECTOR_BYTES + 1) * _SECTOR_BYTES, len(data), _SECTOR_BYTES),
-        len(data),
-    ]
-    return any(not any(data[begin:end]) for begin, end in itertools.pairwise(edges))
+    end = max(end, last)
+    edges = [offset, *range((offset // _SECTOR_BYTES + 1) * _SECTOR_BYTES, end, _SECTOR_BYTES), end]
+    return any(not any(data[begin:stop]) for begin, stop in itertools.pairwise(edges))
 
 
 class Journal:

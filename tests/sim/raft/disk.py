@@ -57,7 +57,11 @@ class Disk:
     def _after_power_cut(self, inode: Inode) -> bytes:
         data, begin = bytes(inode.data), len(inode.stable)
         if not data.startswith(inode.stable):
-            return self.rng.choice([inode.stable, data])
+            room = inode.stable.ljust(len(data), b"\0")
+            begin = next((at for at, (was, now) in enumerate(zip(room, data, strict=False)) if was != now), len(data))
+            if any(room[begin:]):  # it was cut
+                return self.rng.choice([inode.stable, data])
+            return self._half_written(data, begin)
         dice = self.rng.random()
         if dice < 0.4:
             return inode.stable
@@ -69,6 +73,17 @@ class Disk:
         edges = [begin, *range((begin // SECTOR_BYTES + 1) * SECTOR_BYTES, len(data), SECTOR_BYTES), len(data)]
         start, stop = self.rng.choice(list(itertools.pairwise(edges)))
         return data[:start] + bytes(stop - start) + data[stop:]
+
+    def _half_written(self, data: bytes, begin: int) -> bytes:
+        """A file that had room for what was written from `begin` on: some of its sectors came."""
+        edges = [begin, *range((begin // SECTOR_BYTES + 1) * SECTOR_BYTES, len(data), SECTOR_BYTES), len(data)]
+        pieces = list(itertools.pairwise(edges))
+        if self.rng.random() < 0.6:
+            came = edges[self.rng.randint(0, len(pieces))]  # those before it
+            return data[:came].ljust(len(data), b"\0")
+        return data[:begin] + b"".join(
+            data[start:stop] if self.rng.random() < 0.5 else bytes(stop - start) for start, stop in pieces
+        )
 
     def flip_bit(self, prefix: str) -> str | None:
         """Rot in a file whose name begins so. The name, or None if there is nothing to damage."""
@@ -102,18 +117,29 @@ class Disk:
             if self.calls_left < 0:
                 raise Died
 
-    def write(self, inode: Inode, data: bytes | memoryview) -> int:
+    def write(self, inode: Inode, data: bytes | memoryview, place: int) -> int:
         self.entered()
         if self.broken:
             raise OSError(errno.EIO, "I/O error")
+        there = len(inode.data) - place  # room that is the file's already
+        assert there >= 0
         count = len(data)
         if self.free is not None:
-            if self.free <= 0:
+            if self.free <= 0 and not there:
                 raise OSError(errno.ENOSPC, "no space left on device")
-            count = min(count, self.free)
-            self.free -= count
-        inode.data += data[:count]
+            count = min(count, there + self.free)
+            self.free -= max(0, count - there)
+        inode.data[place : place + count] = data[:count]
         return count
+
+    def allocate(self, inode: Inode, size: int) -> None:
+        self.entered()
+        more = size - len(inode.data)
+        if self.free is not None:
+            if self.free < more:
+                raise OSError(errno.ENOSPC, "no space left on device")
+            self.free -= more
+        inode.data += bytes(more)
 
     def sync(self, inode: Inode | None) -> None:
         """Sync a file, or with None the directory."""
@@ -150,7 +176,7 @@ class SimFile(io.RawIOBase):
     def write(self, data: Any) -> int:
         done = 0
         while done < len(data):
-            done += self.disk.write(self.inode, data[done:])
+            done += self.disk.write(self.inode, data[done:], len(self.inode.data))
         return done
 
     def read(self, size: int = -1) -> bytes:
@@ -266,7 +292,17 @@ class SimOs:
     def write(self, fd: int, data: bytes | memoryview) -> int:
         disk, inode = self._opened[fd]
         assert inode is not None
-        return disk.write(inode, data)
+        return disk.write(inode, data, len(inode.data))
+
+    def pwrite(self, fd: int, data: bytes | memoryview, place: int) -> int:
+        disk, inode = self._opened[fd]
+        assert inode is not None
+        return disk.write(inode, data, place)
+
+    def posix_fallocate(self, fd: int, offset: int, length: int) -> None:
+        disk, inode = self._opened[fd]
+        assert inode is not None
+        disk.allocate(inode, offset + length)
 
     def fsync(self, fd: int) -> None:
         disk, inode = self._opened[fd]

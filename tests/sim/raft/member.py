@@ -167,14 +167,14 @@ class Member:
 
     # --- life
 
-    def start(self, clock: Clock, limits: Limits, chunk_bytes: int) -> None:
+    def start(self, clock: Clock, limits: Limits, chunk_bytes: int, ahead_bytes: int) -> None:
         """Raises FailedPrecondition and OSError, as RaftNode.start does."""
         self.loop = Loop(clock)
         self.machine = Lists(self.ledger)
         members = tuple(api.Member(name, f"{name}:1") for name in self.names)
         config = RaftConfig(name=self.name, members=members, data_dir=self.name)
         self.loop.enter()
-        with self._seams(limits, chunk_bytes, lambda: self.slow_until > clock.now):
+        with self._seams(limits, chunk_bytes, ahead_bytes, lambda: self.slow_until > clock.now):
             node = RaftNode(config, self.machine, rng=self.rng)
             try:
                 node.start().send(None)
@@ -192,7 +192,9 @@ class Member:
         self.applied_seen = 0
 
     @contextmanager
-    def _seams(self, limits: Limits, chunk_bytes: int, is_slow: Callable[[], bool]) -> Iterator[None]:
+    def _seams(
+        self, limits: Limits, chunk_bytes: int, ahead_bytes: int, is_slow: Callable[[], bool]
+    ) -> Iterator[None]:
         """What RaftNode finds in its module in place of files, threads and gRPC."""
         module, replaced = tiflow.raft.driver, {}
         network = type("_Transport", (SimTransport,), {"network": self.network})
@@ -200,6 +202,7 @@ class Member:
             "Path": SimPath,
             "DirectoryLock": _NoLock,
             "Journal": functools.partial(WatchedJournal, name=self.name, ledger=self.ledger),
+            "JournalFile": functools.partial(JournalFile, ahead_bytes=ahead_bytes),
             "JournalWriter": functools.partial(SimWriter, rng=self.rng, is_slow=is_slow),
             "ThreadPoolExecutor": SimExecutor,
             "GrpcTransport": network,

@@ -86,7 +86,10 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "no-fsync-at-start": Plant((Edit(JournalFile, "__init__", "os.fdatasync(self._fd)", "pass"),)),  # by a story
     "torn-tail-kept": Plant(
-        (Edit(JournalFile, "_cut_tail", "file.truncate(offset)", "pass"),),
+        (
+            Edit(JournalFile, "_cut_tail", "file.truncate(offset)", "pass"),
+            Edit(JournalFile, "_recover", "return offset", "return len(data)"),
+        ),
         changes={"power": 0.02},
         seeds=(165, 176, 185),
     ),

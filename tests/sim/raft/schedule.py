@@ -13,12 +13,13 @@ from msgspec import Struct
 import tiflow.raft.disk
 import tiflow.raft.journal
 import tiflow.raft.snapshot
-from tests.sim.raft.disk import SimOs, SimPath
+from tests.sim.raft.disk import SECTOR_BYTES, SimOs, SimPath
 from tests.sim.raft.loop import Clock
 from tests.sim.raft.weather import draw
 from tests.sim.raft.world import Trace, World
 
 STEPS = 1500
+AHEAD_BYTES = 4 * SECTOR_BYTES
 RETURNS = 0.2  # chance that a schedule ends with a member that was cut off
 
 
@@ -53,7 +54,8 @@ def virtual() -> Iterator[Clock]:
 def run(seed: int, *, changes: Mapping[str, Any] | None = None, steps: int = STEPS, trace: Trace = None) -> Outcome:
     """Raises Violation, or whatever a node raised. `changes` are made to the weather that the seed draws."""
     rng = Random(seed)
-    weather = draw(rng).replace(**(changes or {}))
+    ahead = {"ahead_bytes": AHEAD_BYTES} if seed % 2 else {}
+    weather = draw(rng).replace(**(ahead | dict(changes or {})))
     with virtual() as clock:
         world = World(weather, rng, clock, trace)
         for _ in range(steps):

@@ -55,6 +55,7 @@ class Weather:
     double: float = 0.0
     shuffle: float = 0.0
     late: float = 0.0
+    ahead_bytes: int = 0  # by so much journals are longer than what is written; drawn by no seed
     rates: tuple[tuple[str, float], ...] = ()
 
     def replace(self, **changes: Any) -> "Weather":

@@ -143,7 +143,8 @@ class World:
     def start(self, member: Member) -> None:
         """Start who is dead. Whose disk is damaged must refuse; then it is replaced by an empty one."""
         try:
-            member.start(self.clock, self.weather.limits, self.weather.chunk_bytes)
+            weather = self.weather
+            member.start(self.clock, weather.limits, weather.chunk_bytes, weather.ahead_bytes)
         except FailedPrecondition as error:
             self.note("refuses", member.name, str(error))
             if not member.damaged:

@@ -1,4 +1,7 @@
+import contextlib
+import errno
 import os
+import shutil
 import time
 from random import Random
 
@@ -7,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiflow.raft.journal import (
+    AHEAD_BYTES,
     ENTRY,
     ENTRY_BYTES_MAX,
     INDEX,
@@ -59,6 +63,18 @@ def indices(journal):
 
 def newest(directory):
     return max(directory.glob("journal-*.log"))
+
+
+def written(directory):
+    """Bytes of records; the file may be longer."""
+    return len(newest(directory).read_bytes().rstrip(b"\0"))
+
+
+def killed(log, directory):
+    """A directory as it is after the process was killed: the file has its room still."""
+    copy = shutil.copytree(directory, directory.with_name(directory.name + "-killed"))
+    log.close()
+    return copy
 
 
 def test_keeps_entries_term_vote_and_commit_over_a_restart(directory):
@@ -208,7 +224,7 @@ def test_cuts_a_torn_tail(directory, missing):
 def test_cuts_a_batch_whose_middle_never_reached_the_disk(directory):
     log = Log(directory)
     log.add(1)
-    before = newest(directory).stat().st_size
+    before = written(directory)
     for index in range(2, 200):
         log.journal.add(b"\x00" + b"x" * 50, index, 1)
     log.journal.flush()
@@ -223,6 +239,33 @@ def test_cuts_a_batch_whose_middle_never_reached_the_disk(directory):
 
     assert 1 in indices(journal)
     assert len(journal) < 20
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_what_follows_a_torn_write_does_not_come_back(directory, room):
+    """Records that did reach the disk are of the same batch; nobody was told of them, and others take their place."""
+    log = Log(directory)
+    log.add(1)
+    before = written(directory)
+    for index in range(2, 40):
+        log.journal.add(b"\x00" + b"x" * 2000, index, 1)
+    log.journal.flush()
+    log.close()
+    path = newest(directory)
+    data = bytearray(path.read_bytes())
+    sector = (before // 512 + 2) * 512
+    data[sector : sector + 512] = bytes(512)
+    path.write_bytes(data + bytes(8192 if room else 0))
+
+    log = Log(directory)
+    kept = log.journal.last_index
+    log.journal.add(b"\x00" + b"y" * 2000, kept + 1, 2)  # of the same size
+    log.journal.flush()
+    copy = killed(log, directory)
+
+    assert 1 <= kept < 5
+    for one in (copy, directory):
+        assert [(index, term) for _, index, term in recovered(one)[kept - 1 :]] == [(kept, 1), (kept + 1, 2)]
 
 
 def test_refuses_zeros_that_were_once_on_disk(directory):
@@ -262,9 +305,57 @@ def test_refuses_a_file_that_is_no_journal(directory):
         JournalFile(directory, fsync=False)
 
 
+def test_a_write_does_not_change_the_size_of_the_file(directory):
+    """The file system would have to note it, with a second write of its own before a sync returns."""
+    log = Log(directory)
+    log.add(1)
+    sizes = set()
+    for index in range(2, 200):
+        log.add(index)
+        sizes.add(newest(directory).stat().st_size)
+
+    assert sizes == {AHEAD_BYTES}
+    log.journal.add(b"\x00" + b"x" * AHEAD_BYTES, 200, 1)
+    log.journal.flush()
+    assert newest(directory).stat().st_size == 2 * AHEAD_BYTES
+    copy = killed(log, directory)
+    assert indices(recovered(copy)) == indices(recovered(directory)) == list(range(1, 201))
+    assert newest(directory).stat().st_size == newest(copy).stat().st_size == written(directory)
+
+
+def test_a_file_system_without_room_ahead_is_written_to_all_the_same(directory, monkeypatch):
+    def no_room(fd, offset, length):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    log = Log(directory)
+    log.add(1, 2)
+    log.journal.rotate(keep_from=1)
+    log.add(3)
+
+    assert newest(directory).stat().st_size == written(directory)
+    assert indices(recovered(killed(log, directory))) == [1, 2, 3]
+
+
+def test_only_the_newest_segment_is_longer_than_its_records(directory):
+    log = Log(directory)
+    log.add(1, 2)
+    first = newest(directory)
+    log.journal.rotate(keep_from=1)
+    log.add(3)
+
+    assert first.stat().st_size == len(first.read_bytes().rstrip(b"\0"))
+    copy = killed(log, directory)
+    assert indices(recovered(copy)) == [1, 2, 3]
+    with (copy / first.name).open("ab") as file:
+        file.write(bytes(100))
+    with pytest.raises(JournalDamaged, match=first.name):
+        JournalFile(copy, fsync=False)
+
+
 @settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_no_flipped_bit_goes_unnoticed(tmp_path_factory, data):
+@given(data=st.data(), room=st.booleans())
+def test_no_flipped_bit_goes_unnoticed(tmp_path_factory, data, room):
     directory = tmp_path_factory.mktemp("flip")
     log = Log(directory)
     log.add(1, 2, 3)
@@ -276,10 +367,26 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path_factory, data):
     content = bytearray(path.read_bytes())
     bit = data.draw(st.integers(0, len(content) * 8 - 1))
     content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
+    path.write_bytes(content + bytes(4096 if room else 0))
 
     with pytest.raises(JournalDamaged):
         JournalFile(directory, fsync=False)
+
+
+@settings(max_examples=50, deadline=None)
+@given(bit=st.integers(0, 4096 * 8 - 1))
+def test_a_bit_that_is_flipped_behind_the_records_takes_none_of_them(tmp_path_factory, bit):
+    directory = tmp_path_factory.mktemp("flip")
+    log = Log(directory)
+    log.add(1, 2, 3)
+    log.close()
+    path = newest(directory)
+    room = bytearray(4096)
+    room[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(path.read_bytes() + room)
+
+    with contextlib.suppress(JournalDamaged):
+        assert indices(recovered(directory)) == [1, 2, 3]
 
 
 @settings(max_examples=100, deadline=None)
@@ -288,13 +395,39 @@ def test_whatever_a_crash_leaves_of_a_write_is_a_prefix_of_it(tmp_path_factory, 
     directory = tmp_path_factory.mktemp("torn")
     log = Log(directory)
     log.add(1, 2, 3)
-    durable = newest(directory).stat().st_size
+    durable = written(directory)
     records = [entry_record((b"\x00" + b"y" * 300, index, 1)) for index in range(4, 12)]
     log.close()
     batch = bytearray(b"".join(_encode(record, durable) for record in records))
     length = data.draw(st.integers(0, len(batch)))
     path = newest(directory)
     path.write_bytes(path.read_bytes() + batch[:length])
+
+    journal = recovered(directory)
+
+    assert indices(journal) == list(range(1, len(journal) + 1))
+    assert len(journal) >= 3
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_whatever_sectors_a_crash_leaves_of_a_write_are_a_prefix_of_it_or_cut(tmp_path_factory, data):
+    directory = tmp_path_factory.mktemp("sectors")
+    log = Log(directory)
+    log.add(1, 2, 3)
+    durable = written(directory)
+    directory = killed(log, directory)
+    sizes = data.draw(st.lists(st.integers(0, 1200), min_size=1, max_size=8))
+    records = [entry_record((b"\x00" + b"y" * size, index, 1)) for index, size in enumerate(sizes, 4)]
+    batch = b"".join(_encode(record, durable) for record in records)
+    path = newest(directory)
+    content = bytearray(path.read_bytes())
+    content[durable : durable + len(batch)] = batch
+    for sector in range(durable // 512 * 512, durable + len(batch), 512):
+        if data.draw(st.booleans()):
+            start = max(sector, durable)
+            content[start : sector + 512] = bytes(sector + 512 - start)
+    path.write_bytes(content)
 
     journal = recovered(directory)
 
