@@ -1,6 +1,6 @@
 """How a master waits for its sockets: what Raft and dispatch take is, for the most part, that waiting.
 
-Measured in docs/decisions/0023-a-faster-loop-for-masters.md.
+Measured in docs/decisions/0023-a-faster-loop-and-a-log-with-room.md.
 """
 
 import asyncio
