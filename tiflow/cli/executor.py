@@ -49,6 +49,7 @@ def executor(ctx: click.Context, /, config: str | None, **overrides: object) -> 
 
     settings = load_executor(config, **overrides)
     # not earlier: the guardian is forked before anything has loaded gRPC
+    from tiflow import log  # noqa: F401  first
     from tiflow.exec.main import run
 
     return run(settings)

@@ -59,6 +59,7 @@ def master(
         else:
             print_table(("TIMING", "MS", "MEANING"), rows)
         return 0
+    from tiflow import log  # noqa: F401  first
     from tiflow.master.eventloop import prepare_grpc
 
     prepare_grpc()

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import msgspec
 
+from tiflow import log  # noqa: F401  first, as masters do
 from tiflow.master import eventloop
 from tiflow.raft.api import Member
 from tiflow.raft.node import RaftConfig, RaftNode

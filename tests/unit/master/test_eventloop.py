@@ -17,6 +17,13 @@ def test_grpc_is_not_imported_before_it_is_prepared():
     assert run(f"import sys, {modules}; print('grpc' in sys.modules)") == "False\n"
 
 
+def test_a_process_that_stays_does_not_load_rich_and_others_may():
+    program = (
+        "from tiflow import log; import sys, tiflow.master.main; print('rich' in sys.modules); import rich.console"
+    )
+    assert run(program) == "False\n"
+
+
 def test_grpc_knows_what_it_is_asked_for():
     """It complains of an experiment that has ended; then its name is to go."""
     use = "import grpc; grpc.insecure_channel('[::1]:1').close()"
