@@ -337,6 +337,20 @@ def test_a_file_system_without_room_ahead_is_written_to_all_the_same(directory, 
     assert indices(recovered(killed(log, directory))) == [1, 2, 3]
 
 
+def test_a_disk_that_has_failed_does_not_keep_a_file_from_being_closed(directory, monkeypatch):
+    def fail(fd, length):
+        raise OSError(errno.EIO, "I/O error")
+
+    log = Log(directory)
+    log.add(1, 2)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "ftruncate", fail)
+        log.close()
+
+    assert newest(directory).stat().st_size == AHEAD_BYTES
+    assert indices(recovered(directory)) == [1, 2]
+
+
 def test_only_the_newest_segment_is_longer_than_its_records(directory):
     log = Log(directory)
     log.add(1, 2)
