@@ -69,12 +69,17 @@ class Questions:
         job = state.jobs.get(job_id)
         if job is not None and uid in (0, job.uid):
             return state, job
-        archived = await self._archive.job(job_id, uid) if self._archive is not None else None
+        archived = await self.archived(job_id, uid)
         if archived is not None:
             return archived, archived.jobs[job_id]
         if job is not None:
             raise NotFound(f"job {job_id} was deleted, and another one has its id")
         raise no_job(job_id)
+
+    async def archived(self, job_id: str, uid: int = 0) -> State | None:
+        """The state to look at a job in that has left the masters; None: there is none. Raises Unavailable if the
+        database, which alone could know, does not answer."""
+        return await self._archive.job(job_id, uid) if self._archive is not None else None
 
 
 def no_job(job_id: str) -> NotFound:

@@ -6,7 +6,6 @@ never older than the question.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
 from itertools import islice
 
 from tiflow.errors import InvalidArgument, NotFound, Unavailable
@@ -198,11 +197,17 @@ class Service(Questions):
         return await self._order(ResumeJob(job_id, by=by))
 
     async def _order(self, command: CancelJob | PauseJob | ResumeJob) -> pb.JobInfo:
-        """A job that has left the masters has ended, so it stays as it is."""
+        """A job that has left the masters has ended, so it stays as it is. One that is submitted meanwhile is not
+        meant: it was not ordered to do anything."""
         leader = self.leader
-        with suppress(NotFound):
+        try:
             await self._proposer.propose(command)
-            leader.wake()  # it tells the executors
+        except NotFound:
+            archived = await self.archived(command.job_id)
+            if archived is None:
+                raise no_job(command.job_id) from None
+            return job_info(archived, archived.jobs[command.job_id])
+        leader.wake()  # it tells the executors
         state, job = await self.find(self.state, command.job_id)
         return job_info(state, job)
 
