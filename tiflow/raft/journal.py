@@ -212,7 +212,8 @@ class JournalFile:
         try:
             os.posix_fallocate(self._fd, self._size, size - self._size)
         except OSError:
-            return  # no room for so much, or a file system that cannot: then it grows with each write
+            # no room for so much, or a file system that cannot: then it grows with each write
+            size = os.fstat(self._fd).st_size  # some of it may have been there
         self._size = size
 
     def _trim(self) -> None:
